@@ -1,0 +1,1 @@
+//! Hyper-V synthetic device providers on KVM.
