@@ -1,1 +1,4 @@
 //! Hyper-V synthetic device providers on KVM.
+
+pub mod hv;
+pub mod memory;

@@ -1,0 +1,3 @@
+//! The `host-vsp` command.
+
+fn main() {}
