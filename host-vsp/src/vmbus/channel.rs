@@ -1,0 +1,106 @@
+//! The host's end of an open channel.
+
+use vmbus_proto::packet::{Outgoing, Packet};
+use vmbus_proto::ring::{Consumer, Corrupt, Producer, SendError, Signal};
+
+use super::ring_memory::GuestRing;
+use crate::memory::GuestMemory;
+
+use std::sync::Arc;
+
+/// Why a channel had to be stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// The ring cannot be used any more.
+    #[error("the guest corrupted the ring: {0}")]
+    Ring(#[from] Corrupt),
+    /// The guest broke the device's protocol where no error answer exists.
+    #[error("the guest broke the protocol: {0}")]
+    Protocol(&'static str),
+}
+
+/// The host's end of an open channel: a consumer of `to_host`, a producer of `to_guest`.
+///
+/// Signals to the guest gather until [`take_signal`](Self::take_signal): the worker raises one
+/// interrupt for a batch.
+pub struct Channel {
+    to_host: Consumer<GuestRing>,
+    to_guest: Producer<GuestRing>,
+    memory: Arc<dyn GuestMemory>,
+    signal: bool,
+    /// Whether the last send found no room.
+    blocked: bool,
+}
+
+impl Channel {
+    /// A channel over two rings in `memory`.
+    pub fn new(
+        to_host: Consumer<GuestRing>,
+        to_guest: Producer<GuestRing>,
+        memory: Arc<dyn GuestMemory>,
+    ) -> Self {
+        Self { to_host, to_guest, memory, signal: false, blocked: false }
+    }
+
+    /// Guest RAM, for transfers that packets describe.
+    pub fn memory(&self) -> &Arc<dyn GuestMemory> {
+        &self.memory
+    }
+
+    /// Takes the next packet, copied into `buffer` and checked.
+    ///
+    /// # Errors
+    /// The ring is corrupt; or the packet is longer than `buffer`.
+    pub fn receive<'b>(&mut self, buffer: &'b mut [u8]) -> Result<Option<Packet<'b>>, Corrupt> {
+        self.to_host.receive(buffer)
+    }
+
+    /// Sends a packet.
+    ///
+    /// # Errors
+    /// [`SendError::Full`]: the worker calls the VSP again when the guest has made room.
+    pub fn send(&mut self, packet: &Outgoing<'_>) -> Result<(), SendError> {
+        match self.to_guest.send(packet) {
+            Ok(signal) => {
+                self.signal |= signal.is_needed();
+                self.blocked = false;
+                Ok(())
+            }
+            Err(error) => {
+                self.blocked |= error == SendError::Full;
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether a VSP waits for room in `to_guest`.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Gives the room of the packets taken back to the guest.
+    pub(crate) fn commit(&mut self) -> Result<(), Corrupt> {
+        self.signal |= self.to_host.commit()?.is_needed();
+        Ok(())
+    }
+
+    /// Asks the guest not to ring the doorbell.
+    pub(crate) fn mask(&self) {
+        self.to_host.mask();
+    }
+
+    /// Asks for the doorbell again; says whether packets wait all the same.
+    pub(crate) fn unmask(&self) -> Result<bool, Corrupt> {
+        self.to_host.unmask()
+    }
+
+    /// Whether the guest has to be interrupted for what was done since the last call.
+    pub(crate) fn take_signal(&mut self) -> Signal {
+        if std::mem::take(&mut self.signal) { Signal::Needed } else { Signal::NotNeeded }
+    }
+
+    /// Private indices: read index of `to_host`, write index of `to_guest`.
+    pub(crate) fn indices(&self) -> (u32, u32) {
+        (self.to_host.read_index(), self.to_guest.write_index())
+    }
+}
