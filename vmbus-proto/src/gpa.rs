@@ -67,7 +67,10 @@ impl<'a> GpaRange<'a> {
         let mut offset = self.byte_offset as usize;
         self.pfns.iter().map(move |pfn| {
             let length = left.min(PAGE_SIZE.saturating_sub(offset));
-            let gpa = pfn.get().checked_mul(PAGE_SIZE as u64)?.checked_add(offset as u64)?;
+            let gpa = pfn
+                .get()
+                .checked_mul(PAGE_SIZE as u64)?
+                .checked_add(offset as u64)?;
             left = left.saturating_sub(length);
             offset = 0;
             Some((gpa, length))
@@ -91,7 +94,10 @@ impl<'a> GpaRanges<'a> {
             (_, rest) = split_range(rest)?;
         }
         let used = bytes.len().checked_sub(rest.len())?;
-        Some(Self { count, bytes: bytes.get(..used)? })
+        Some(Self {
+            count,
+            bytes: bytes.get(..used)?,
+        })
     }
 
     /// Number of ranges.
@@ -111,7 +117,9 @@ impl<'a> GpaRanges<'a> {
 
     /// The sum of the ranges' lengths in bytes.
     pub fn byte_count(&self) -> u64 {
-        self.iter().fold(0u64, |sum, range| sum.saturating_add(u64::from(range.byte_count)))
+        self.iter().fold(0u64, |sum, range| {
+            sum.saturating_add(u64::from(range.byte_count))
+        })
     }
 
     /// The ranges.
@@ -155,7 +163,10 @@ impl<'a> GpaRangeWriter<'a> {
     /// small for that.
     pub fn gpa_direct(buffer: &'a mut [u8], range_count: u32) -> Option<Self> {
         let mut writer = Self { buffer, length: 0 };
-        let header = GpaDirectHeader { reserved: 0.into(), range_count: range_count.into() };
+        let header = GpaDirectHeader {
+            reserved: 0.into(),
+            range_count: range_count.into(),
+        };
         writer.push(header.as_bytes())?;
         Some(writer)
     }
@@ -167,8 +178,10 @@ impl<'a> GpaRangeWriter<'a> {
 
     /// Starts a range; its frame numbers have to follow by [`pfn`](Self::pfn).
     pub fn range(&mut self, byte_count: u32, byte_offset: u32) -> Option<()> {
-        let header =
-            GpaRangeHeader { byte_count: byte_count.into(), byte_offset: byte_offset.into() };
+        let header = GpaRangeHeader {
+            byte_count: byte_count.into(),
+            byte_offset: byte_offset.into(),
+        };
         self.push(header.as_bytes())
     }
 
@@ -184,7 +197,9 @@ impl<'a> GpaRangeWriter<'a> {
 
     fn push(&mut self, bytes: &[u8]) -> Option<()> {
         let end = self.length.checked_add(bytes.len())?;
-        self.buffer.get_mut(self.length..end)?.copy_from_slice(bytes);
+        self.buffer
+            .get_mut(self.length..end)?
+            .copy_from_slice(bytes);
         self.length = end;
         Some(())
     }

@@ -15,6 +15,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod console;
 pub mod gpa;
 pub mod guid;
 pub mod hv;

@@ -126,13 +126,15 @@ impl<'a> Packet<'a> {
             .checked_mul(8)
             .and_then(|offset| offset.checked_sub(DESCRIPTOR_SIZE))
             .ok_or(Corrupt::PacketLayout)?;
-        let (head, payload) = body.split_at_checked(payload_at).ok_or(Corrupt::PacketLayout)?;
+        let (head, payload) = body
+            .split_at_checked(payload_at)
+            .ok_or(Corrupt::PacketLayout)?;
         let kind = match descriptor.packet_type.get() {
             t if t == PacketType::InBand as u16 => PacketKind::InBand,
             t if t == PacketType::Completion as u16 => PacketKind::Completion,
             t if t == PacketType::GpaDirect as u16 => {
-                let (header, ranges) = GpaDirectHeader::read_from_prefix(head)
-                    .map_err(|_| Corrupt::PacketLayout)?;
+                let (header, ranges) =
+                    GpaDirectHeader::read_from_prefix(head).map_err(|_| Corrupt::PacketLayout)?;
                 let ranges = GpaRanges::parse(header.range_count.get(), ranges)
                     .ok_or(Corrupt::PacketLayout)?;
                 PacketKind::GpaDirect(ranges)
@@ -145,7 +147,10 @@ impl<'a> Packet<'a> {
                     header.range_count.get() as usize,
                 )
                 .map_err(|_| Corrupt::PacketLayout)?;
-                PacketKind::TransferPages { pageset_id: header.pageset_id.get(), ranges }
+                PacketKind::TransferPages {
+                    pageset_id: header.pageset_id.get(),
+                    ranges,
+                }
             }
             t => return Err(Corrupt::PacketType(t)),
         };
@@ -173,7 +178,11 @@ impl<'a> Outgoing<'a> {
     pub fn in_band(transaction_id: u64, payload: &'a [u8], completion: bool) -> Self {
         Self {
             packet_type: PacketType::InBand,
-            flags: if completion { FLAG_COMPLETION_REQUESTED } else { 0 },
+            flags: if completion {
+                FLAG_COMPLETION_REQUESTED
+            } else {
+                0
+            },
             transaction_id,
             parts: [&[], payload, &[]],
         }
@@ -224,7 +233,9 @@ impl<'a> Outgoing<'a> {
     }
 
     fn body_len(&self) -> Option<usize> {
-        self.parts.iter().try_fold(0usize, |sum, part| sum.checked_add(part.len()))
+        self.parts
+            .iter()
+            .try_fold(0usize, |sum, part| sum.checked_add(part.len()))
     }
 
     pub(crate) fn descriptor(&self) -> Descriptor {

@@ -35,7 +35,12 @@ impl<M: RingMemory> Consumer<M> {
     pub fn resume(memory: M, read: u32) -> Result<Self, Corrupt> {
         let geometry = Geometry::new(memory.data_size()).ok_or(Corrupt::Index)?;
         let read = geometry.check(read)?;
-        Ok(Self { memory, geometry, read, published: read })
+        Ok(Self {
+            memory,
+            geometry,
+            read,
+            published: read,
+        })
     }
 
     /// The published read index, to be kept for [`resume`](Self::resume) after a
@@ -82,9 +87,16 @@ impl<M: RingMemory> Consumer<M> {
             return Err(Corrupt::PacketLength);
         }
         let body_len = length.saturating_sub(DESCRIPTOR_SIZE as u32);
-        let body = buffer.get_mut(..body_len as usize).ok_or(Corrupt::PacketTooLong)?;
-        self.get(self.geometry.advance(self.read, DESCRIPTOR_SIZE as u32), body);
-        self.read = self.geometry.advance(self.read, length.saturating_add(TRAILER_SIZE));
+        let body = buffer
+            .get_mut(..body_len as usize)
+            .ok_or(Corrupt::PacketTooLong)?;
+        self.get(
+            self.geometry.advance(self.read, DESCRIPTOR_SIZE as u32),
+            body,
+        );
+        self.read = self
+            .geometry
+            .advance(self.read, length.saturating_add(TRAILER_SIZE));
         Packet::parse(&descriptor, body).map(Some)
     }
 

@@ -55,7 +55,11 @@ impl Geometry {
     pub const fn advance(self, index: u32, bytes: u32) -> u32 {
         // Both are at most 2^31 - 1, so the sum cannot overflow.
         let at = index.saturating_add(bytes);
-        if at >= self.size { at.saturating_sub(self.size) } else { at }
+        if at >= self.size {
+            at.saturating_sub(self.size)
+        } else {
+            at
+        }
     }
 
     /// How many of the `bytes` from `index` on lie before the end of the data area; the rest

@@ -37,7 +37,12 @@ impl<M: RingMemory> Producer<M> {
         let geometry = Geometry::new(memory.data_size()).ok_or(Corrupt::Index)?;
         let write = geometry.check(write)?;
         // A pending size left by an earlier life is ours to clear; treat it as set.
-        Ok(Self { memory, geometry, write, pending: true })
+        Ok(Self {
+            memory,
+            geometry,
+            write,
+            pending: true,
+        })
     }
 
     /// The private write index, to be kept for [`resume`](Self::resume).
@@ -112,7 +117,11 @@ impl<M: RingMemory> Producer<M> {
             return Ok(Signal::NotNeeded);
         }
         let read = self.geometry.check(self.memory.load(Control::ReadIndex))?;
-        Ok(if read == old_write { Signal::Needed } else { Signal::NotNeeded })
+        Ok(if read == old_write {
+            Signal::Needed
+        } else {
+            Signal::NotNeeded
+        })
     }
 
     /// Whether the consumer promises to mind the pending send size.
@@ -136,8 +145,12 @@ impl<M: RingMemory> Producer<M> {
 
 /// Bytes that `body` bytes after the descriptor take in a ring, trailer included.
 pub(crate) fn ring_len(body: usize) -> Option<u32> {
-    let packet = body.checked_add(crate::packet::DESCRIPTOR_SIZE)?.checked_next_multiple_of(8)?;
+    let packet = body
+        .checked_add(crate::packet::DESCRIPTOR_SIZE)?
+        .checked_next_multiple_of(8)?;
     // The descriptor says lengths in 8-byte units in 16 bits.
-    let packet = u32::try_from(packet).ok().filter(|&p| p <= u32::from(u16::MAX) * 8)?;
+    let packet = u32::try_from(packet)
+        .ok()
+        .filter(|&p| p <= u32::from(u16::MAX) * 8)?;
     packet.checked_add(TRAILER_SIZE)
 }
