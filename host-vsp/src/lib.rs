@@ -2,3 +2,5 @@
 
 pub mod hv;
 pub mod memory;
+pub mod vmbus;
+pub mod vsp;

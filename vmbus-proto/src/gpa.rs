@@ -5,8 +5,8 @@
 
 use core::fmt;
 
-use zerocopy::FromBytes;
-use zerocopy::IntoBytes;
+use zerocopy::FromBytes as _;
+use zerocopy::IntoBytes as _;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

@@ -4,7 +4,7 @@
 //! type, and a payload that belongs to the device. [`Packet`] is a checked view of one that was
 //! received; [`Outgoing`] describes one to send.
 
-use zerocopy::FromBytes;
+use zerocopy::FromBytes as _;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

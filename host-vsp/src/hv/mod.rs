@@ -32,6 +32,10 @@ pub trait Messages: Send + Sync {
     /// can have outstanding.
     fn post(&self, vp: u32, payload: &[u8]);
 
+    /// Messages queued and not yet in a slot, over all processors. A guest that does not take its
+    /// messages may post no more.
+    fn backlog(&self) -> usize;
+
     /// Forgets what is queued and not yet in a slot: the guest was reset.
     fn clear(&self);
 }

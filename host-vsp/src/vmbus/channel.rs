@@ -28,8 +28,8 @@ pub struct Channel {
     to_guest: Producer<GuestRing>,
     memory: Arc<dyn GuestMemory>,
     signal: bool,
-    /// Whether the last send found no room.
-    blocked: bool,
+    /// Whether the last attempt to receive found nothing.
+    drained: bool,
 }
 
 impl Channel {
@@ -39,7 +39,13 @@ impl Channel {
         to_guest: Producer<GuestRing>,
         memory: Arc<dyn GuestMemory>,
     ) -> Self {
-        Self { to_host, to_guest, memory, signal: false, blocked: false }
+        Self {
+            to_host,
+            to_guest,
+            memory,
+            signal: false,
+            drained: false,
+        }
     }
 
     /// Guest RAM, for transfers that packets describe.
@@ -52,7 +58,9 @@ impl Channel {
     /// # Errors
     /// The ring is corrupt; or the packet is longer than `buffer`.
     pub fn receive<'b>(&mut self, buffer: &'b mut [u8]) -> Result<Option<Packet<'b>>, Corrupt> {
-        self.to_host.receive(buffer)
+        let packet = self.to_host.receive(buffer)?;
+        self.drained = packet.is_none();
+        Ok(packet)
     }
 
     /// Sends a packet.
@@ -60,22 +68,14 @@ impl Channel {
     /// # Errors
     /// [`SendError::Full`]: the worker calls the VSP again when the guest has made room.
     pub fn send(&mut self, packet: &Outgoing<'_>) -> Result<(), SendError> {
-        match self.to_guest.send(packet) {
-            Ok(signal) => {
-                self.signal |= signal.is_needed();
-                self.blocked = false;
-                Ok(())
-            }
-            Err(error) => {
-                self.blocked |= error == SendError::Full;
-                Err(error)
-            }
-        }
+        let signal = self.to_guest.send(packet)?;
+        self.signal |= signal.is_needed();
+        Ok(())
     }
 
-    /// Whether a VSP waits for room in `to_guest`.
-    pub fn is_blocked(&self) -> bool {
-        self.blocked
+    /// Whether the VSP has taken every packet there was.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.drained
     }
 
     /// Gives the room of the packets taken back to the guest.
@@ -96,7 +96,11 @@ impl Channel {
 
     /// Whether the guest has to be interrupted for what was done since the last call.
     pub(crate) fn take_signal(&mut self) -> Signal {
-        if std::mem::take(&mut self.signal) { Signal::Needed } else { Signal::NotNeeded }
+        if std::mem::take(&mut self.signal) {
+            Signal::Needed
+        } else {
+            Signal::NotNeeded
+        }
     }
 
     /// Private indices: read index of `to_host`, write index of `to_guest`.

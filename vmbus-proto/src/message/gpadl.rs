@@ -4,7 +4,7 @@
 //! frame numbers until [`GpadlHeaderHeader::range_bytes`] bytes of ranges were sent. The host
 //! answers once, after the last.
 
-use zerocopy::IntoBytes;
+use zerocopy::IntoBytes as _;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

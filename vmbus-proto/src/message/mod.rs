@@ -23,7 +23,7 @@ pub use offer::{OfferChannel, offer_flags, pipe_mode};
 use core::fmt;
 
 use zerocopy::little_endian::U32;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes as _, IntoBytes as _};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::hv::synic::MESSAGE_PAYLOAD;
@@ -260,7 +260,10 @@ impl<'a> Message<'a> {
 }
 
 /// Takes a fixed part off the front of a body.
-fn take<T: FromBytes>(body: &[u8], short: MessageError) -> Result<(T, &[u8]), MessageError> {
+fn take<T: zerocopy::FromBytes>(
+    body: &[u8],
+    short: MessageError,
+) -> Result<(T, &[u8]), MessageError> {
     T::read_from_prefix(body).map_err(|_| short)
 }
 

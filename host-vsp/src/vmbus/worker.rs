@@ -1,0 +1,241 @@
+//! A worker: the thread that serves one open channel.
+//!
+//! It sleeps until the guest rings the doorbell, the device's backend has something, or it is
+//! told to stop. Awake, it masks the guest's doorbell, lets the VSP work, gives the ring's room
+//! back, raises one interrupt for the whole batch, and looks once more before it sleeps.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::channel::{Channel, ChannelError};
+use crate::hv::Interrupts;
+use crate::vsp::Vsp;
+
+/// What a channel did, for whoever asks.
+#[derive(Debug, Default)]
+pub struct ChannelCounters {
+    /// Times the worker woke up.
+    pub wakeups: AtomicU64,
+    /// Interrupts raised.
+    pub interrupts: AtomicU64,
+}
+
+/// Where a channel's interrupts go. The lock is held while one is raised, so that after a change
+/// of target the old processor gets no more.
+struct Target {
+    relid: u32,
+    vp: Mutex<Option<u32>>,
+    interrupts: Arc<dyn Interrupts>,
+    counters: Arc<ChannelCounters>,
+}
+
+impl Target {
+    fn signal(&self, always: bool) {
+        let vp = self.vp.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(vp) = *vp {
+            self.counters.interrupts.fetch_add(1, Ordering::Relaxed);
+            if always {
+                self.interrupts.signal_always(vp, self.relid);
+            } else {
+                self.interrupts.signal(vp, self.relid);
+            }
+        }
+    }
+
+    fn retarget(&self, new: Option<u32>) {
+        let mut vp = self.vp.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = std::mem::replace(&mut *vp, new) {
+            self.interrupts.clear(old, self.relid);
+        }
+    }
+}
+
+/// What a stopped worker gives back.
+pub struct Stopped {
+    /// The device.
+    pub vsp: Box<dyn Vsp>,
+    /// Read index of `to_host` and write index of `to_guest`.
+    pub indices: (u32, u32),
+}
+
+/// A running worker.
+pub struct Worker {
+    stop: Arc<Stop>,
+    target: Arc<Target>,
+    thread: JoinHandle<Stopped>,
+}
+
+struct Stop {
+    asked: AtomicBool,
+    event: EventFd,
+}
+
+impl Worker {
+    /// Starts serving `channel` by `vsp`. On failure the device comes back with the reason.
+    pub fn start(
+        vsp: Box<dyn Vsp>,
+        channel: Channel,
+        doorbell: EventFd,
+        relid: u32,
+        vp: Option<u32>,
+        interrupts: Arc<dyn Interrupts>,
+        counters: Arc<ChannelCounters>,
+    ) -> Result<Self, (Box<dyn Vsp>, io::Error)> {
+        let prepared = EventFd::new(EFD_NONBLOCK).and_then(|event| {
+            let stop = Arc::new(Stop {
+                asked: AtomicBool::new(false),
+                event,
+            });
+            let sleep = Sleep::new(&doorbell, &stop.event, vsp.event())?;
+            Ok((stop, sleep))
+        });
+        let (stop, sleep) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return Err((vsp, error)),
+        };
+        let target = Arc::new(Target {
+            relid,
+            vp: Mutex::new(vp),
+            interrupts,
+            counters,
+        });
+        // The device goes in by a slot, so that it is not lost where no thread can be had.
+        let slot = Arc::new(Mutex::new(Some((vsp, channel))));
+        let thread = std::thread::Builder::new()
+            .name(format!("channel-{relid}"))
+            .spawn({
+                let (slot, stop, target) =
+                    (Arc::clone(&slot), Arc::clone(&stop), Arc::clone(&target));
+                move || {
+                    let taken = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    let (vsp, channel) =
+                        taken.expect("the slot was filled before the thread began");
+                    serve(vsp, channel, doorbell, &sleep, &stop, &target)
+                }
+            });
+        match thread {
+            Ok(thread) => Ok(Self {
+                stop,
+                target,
+                thread,
+            }),
+            Err(error) => {
+                let taken = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let (vsp, _) = taken.expect("no thread took it");
+                Err((vsp, error))
+            }
+        }
+    }
+
+    /// Sends interrupts to `vp` from now on.
+    pub fn retarget(&self, vp: Option<u32>) {
+        self.target.retarget(vp);
+    }
+
+    /// Raises an interrupt whatever the event flag says.
+    pub fn kick(&self) {
+        self.target.signal(true);
+    }
+
+    /// Stops, with no transfer left on guest memory, and gives the device back; `None` where the
+    /// device's code panicked.
+    pub fn stop(self) -> Option<Stopped> {
+        self.stop.asked.store(true, Ordering::Release);
+        // The counter of an eventfd that only we write cannot overflow.
+        let _ = self.stop.event.write(1);
+        let stopped = self.thread.join().ok();
+        self.target.retarget(None);
+        stopped
+    }
+}
+
+/// What a sleeping worker waits for.
+struct Sleep {
+    epoll: Epoll,
+}
+
+impl Sleep {
+    fn new(doorbell: &EventFd, stop: &EventFd, device: Option<RawFd>) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let fds = [Some(doorbell.as_raw_fd()), Some(stop.as_raw_fd()), device];
+        for fd in fds.into_iter().flatten() {
+            let event = EpollEvent::new(EventSet::IN, fd as u64);
+            epoll.ctl(ControlOperation::Add, fd, event)?;
+        }
+        Ok(Self { epoll })
+    }
+
+    fn wait(&self) -> io::Result<()> {
+        let mut events = [EpollEvent::default(); 3];
+        match self.epoll.wait(-1, &mut events) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn serve(
+    mut vsp: Box<dyn Vsp>,
+    mut channel: Channel,
+    doorbell: EventFd,
+    sleep: &Sleep,
+    stop: &Stop,
+    target: &Target,
+) -> Stopped {
+    while !stop.asked.load(Ordering::Acquire) {
+        target.counters.wakeups.fetch_add(1, Ordering::Relaxed);
+        // Empty the doorbell before looking: a ring that comes later wakes us again. It is not
+        // blocking, and an empty one is no error.
+        let _ = doorbell.read();
+        let outcome = work(&mut *vsp, &mut channel, stop, target);
+        if let Err(error) = outcome {
+            tracing::warn!(relid = target.relid, %error, "channel stopped");
+            break;
+        }
+        if stop.asked.load(Ordering::Acquire) {
+            break;
+        }
+        if let Err(error) = sleep.wait() {
+            tracing::error!(relid = target.relid, %error, "channel stopped: cannot wait");
+            break;
+        }
+    }
+    vsp.quiesce();
+    Stopped {
+        vsp,
+        indices: channel.indices(),
+    }
+}
+
+/// Serves until there is nothing to do without waiting.
+fn work(
+    vsp: &mut dyn Vsp,
+    channel: &mut Channel,
+    stop: &Stop,
+    target: &Target,
+) -> Result<(), ChannelError> {
+    loop {
+        channel.mask();
+        let outcome = vsp.service(channel);
+        // What was done before a failure is still the guest's to know.
+        channel.commit()?;
+        if channel.take_signal().is_needed() {
+            target.signal(false);
+        }
+        outcome?;
+        if stop.asked.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        // A VSP that left packets in the ring waits for its backend or for room. The guest need
+        // not ring for more packets until then; for room it rings whatever the mask says.
+        if !channel.is_drained() || !channel.unmask()? {
+            return Ok(());
+        }
+    }
+}
