@@ -1,0 +1,72 @@
+//! The devices that scenarios use, whoever drives them.
+
+use crate::clock::Deadline;
+use alloc::string::String;
+use core::fmt;
+
+/// A disk: blocks, read and written in order.
+pub(crate) trait Disk {
+    /// What this is, for the log.
+    fn name(&self) -> String;
+
+    /// The number of blocks.
+    fn blocks(&self) -> u64;
+
+    /// Bytes of a block.
+    fn block_bytes(&self) -> usize;
+
+    /// Whether writes are refused.
+    fn is_read_only(&self) -> bool;
+
+    /// Reads whole blocks from block `lba` on.
+    fn read(&mut self, lba: u64, buffer: &mut [u8]) -> Result<(), DiskError>;
+
+    /// Writes whole blocks from block `lba` on.
+    fn write(&mut self, lba: u64, data: &[u8]) -> Result<(), DiskError>;
+
+    /// Returns when everything written is on stable storage.
+    fn flush(&mut self) -> Result<(), DiskError>;
+}
+
+/// A console: bytes, in order.
+pub(crate) trait Console {
+    /// What this is, for the log.
+    fn name(&self) -> String;
+
+    /// Sends all of `bytes`.
+    fn send(&mut self, bytes: &[u8]) -> Result<(), String>;
+
+    /// Waits for at least one byte and returns how many there are now; 0 at the deadline.
+    fn receive(&mut self, buffer: &mut [u8], deadline: Deadline) -> Result<usize, String>;
+}
+
+/// Why a disk did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DiskError {
+    /// The disk refused, in SCSI's terms.
+    Sense {
+        /// The sense key.
+        key: u8,
+        /// The additional sense code.
+        code: u8,
+        /// Its qualifier.
+        qualifier: u8,
+    },
+    /// Anything else, in words.
+    Other(String),
+}
+
+impl fmt::Display for DiskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sense {
+                key,
+                code,
+                qualifier,
+            } => {
+                write!(f, "sense {key:02x}/{code:02x}/{qualifier:02x}")
+            }
+            Self::Other(reason) => f.write_str(reason),
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The console: bytes both ways.
+
+use super::{Machine, Outcome, Scenario};
+use crate::clock::Deadline;
+use crate::devices::Console;
+use crate::println;
+use alloc::format;
+use alloc::string::String;
+use core::time::Duration;
+
+pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "console",
+    about: "says hello, waits for a line, echoes it (seed=, console.seconds=30)",
+    run,
+}];
+
+/// A longer line is cut.
+const LINE_BYTES: usize = 4096;
+
+fn run(machine: &mut Machine<'_>) -> Outcome {
+    let seed = machine.options.number("seed", 0x5EED)?;
+    let limit = machine.options.seconds("console.seconds", 30)?;
+    let console = machine.console()?;
+    println!("{}", console.name());
+    console.send(format!("hello from the guest, seed {seed:#x}\r\n").as_bytes())?;
+    let line = receive_line(console, limit)?;
+    println!("console received: {line}");
+    console.send(format!("echo: {line}\r\n").as_bytes())
+}
+
+/// Waits for a line's end, carriage return or line feed; the bytes before it, printable or escaped.
+fn receive_line(console: &mut dyn Console, limit: Duration) -> Result<String, String> {
+    let deadline = Deadline::after(limit);
+    let mut line: heapless::Vec<u8, LINE_BYTES> = heapless::Vec::new();
+    let mut buffer = [0; 1];
+    loop {
+        if console.receive(&mut buffer, deadline)? == 0 {
+            return Err(format!(
+                "no whole line came within {limit:?}, only \"{}\"",
+                line.escape_ascii()
+            ));
+        }
+        let [byte] = buffer;
+        if matches!(byte, b'\r' | b'\n') || line.push(byte).is_err() {
+            return Ok(format!("{}", line.escape_ascii()));
+        }
+    }
+}
