@@ -1,0 +1,25 @@
+//! What the bed needs from outside, fetched on demand into the cache.
+//!
+//! Packages come from the Debian mirror that this machine's own apt uses, resolved through the
+//! suite's signed index with a private apt configuration ([`apt`]), checked against the index's
+//! SHA-256, and unpacked into the cache ([`debian`]). Nothing is installed.
+
+mod apt;
+pub mod debian;
+mod l1_kernel;
+mod qemu;
+pub mod rust_src;
+
+pub use l1_kernel::{L1Kernel, busybox};
+pub use qemu::Qemu;
+
+use crate::error::Result;
+
+/// Fetches everything the bed needs, so that nothing later has to wait for the network.
+pub fn everything() -> Result<()> {
+    Qemu::get()?;
+    L1Kernel::get()?;
+    busybox()?;
+    rust_src::bare_metal_route()?;
+    Ok(())
+}
