@@ -1,5 +1,6 @@
 //! Hyper-V synthetic device providers on KVM.
 
+pub mod console;
 pub mod hv;
 pub mod memory;
 pub mod vmbus;

@@ -68,11 +68,7 @@ pub struct VmBus {
 }
 
 enum Command {
-    Message {
-        vp: u32,
-        payload: [u8; MESSAGE_PAYLOAD],
-        length: usize,
-    },
+    Message { vp: u32, payload: Box<[u8]> },
     Offer(Box<dyn Vsp>, Sender<Result<DeviceId, OfferError>>),
     Rescind(DeviceId, Sender<()>),
     Reset(Sender<()>),
@@ -198,12 +194,9 @@ impl Hypercalls for VmBus {
         if self.partition.messages.backlog() >= BACKLOG {
             return Status::INSUFFICIENT_BUFFERS;
         }
-        let mut copy = [0; MESSAGE_PAYLOAD];
-        copy[..payload.len()].copy_from_slice(payload);
         match self.commands.try_send(Command::Message {
             vp,
-            payload: copy,
-            length: payload.len(),
+            payload: payload.into(),
         }) {
             Ok(()) => Status::SUCCESS,
             Err(TrySendError::Full(_)) => Status::INSUFFICIENT_BUFFERS,
@@ -259,13 +252,8 @@ impl Server {
         while let Ok(command) = queue.recv() {
             // Whoever asked may have gone; that is no reason to stop.
             match command {
-                Command::Message {
-                    vp,
-                    payload,
-                    length,
-                } => {
-                    self.bus
-                        .handle(vp, payload.get(..length).unwrap_or_default());
+                Command::Message { vp, payload } => {
+                    self.bus.handle(vp, &payload);
                     self.carry_out();
                 }
                 Command::Offer(vsp, reply) => {
