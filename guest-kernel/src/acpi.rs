@@ -106,7 +106,7 @@ impl Table {
     fn open(address: u64) -> Option<Self> {
         let header: Header = phys::read(address)?;
         let length = u64::from(header.length);
-        (length >= HEADER_BYTES && length <= 256 * PAGE && sums_to_zero(address, length))
+        ((HEADER_BYTES..=256 * PAGE).contains(&length) && sums_to_zero(address, length))
             .then_some(Self { address, length })
     }
 

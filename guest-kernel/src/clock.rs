@@ -5,10 +5,8 @@ use crate::cpu::{hypervisor, port};
 use core::arch::x86_64::_rdtsc;
 use core::time::Duration;
 use spin::Once;
+use vmbus_proto::hv::msr;
 use x86_64::registers::model_specific::Msr;
-
-/// Hyper-V's HV_X64_MSR_TSC_FREQUENCY, in Hz.
-const HYPERV_TSC_FREQUENCY: u32 = 0x4000_0022;
 
 /// Where the counter's rate is known from.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +45,7 @@ pub(crate) fn init() -> (u64, Source) {
 fn rate() -> (u64, Source) {
     if hypervisor::has_frequency_msrs() {
         // SAFETY: CPUID says that the MSR exists; reading it changes nothing.
-        let rate = unsafe { Msr::new(HYPERV_TSC_FREQUENCY).read() };
+        let rate = unsafe { Msr::new(msr::TSC_FREQUENCY).read() };
         if rate != 0 {
             return (rate, Source::HypervMsr);
         }
@@ -91,7 +89,7 @@ pub(crate) fn now() -> Duration {
         return Duration::ZERO;
     };
     let counts = counter().saturating_sub(clock.start);
-    let nanoseconds = u128::from(counts) * u128::from(clock.scale) >> 32;
+    let nanoseconds = (u128::from(counts) * u128::from(clock.scale)) >> 32;
     Duration::from_nanos(nanoseconds as u64)
 }
 

@@ -9,7 +9,7 @@
 use super::{MAX_CPUS, index, port, traps};
 use crate::clock::{self, Deadline};
 use core::arch::x86_64::__cpuid;
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use core::time::Duration;
 use spin::Once;
 use x86_64::registers::model_specific::Msr;
@@ -61,7 +61,10 @@ unsafe impl Sync for Registers {}
 static REGISTERS: Once<Registers> = Once::new();
 /// Timer counts per second.
 static TIMER_RATE: Once<u64> = Once::new();
-static TIMER_EXPIRED: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+/// Whether a CPU's timer is still to interrupt it.
+static TIMER_ARMED: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+/// Timer interrupts so far, on all CPUs.
+static TIMER_INTERRUPTS: AtomicU64 = AtomicU64::new(0);
 
 /// Switches this CPU's local APIC on.
 pub(super) fn enable() {
@@ -82,7 +85,10 @@ pub(super) fn enable() {
             Registers::Memory((before & 0xF_FFFF_F000) as *mut u32)
         }
     });
-    traps::set_handler(traps::TIMER, || TIMER_EXPIRED[index()].store(true, Relaxed));
+    traps::set_handler(traps::TIMER, || {
+        TIMER_ARMED[index()].store(false, Relaxed);
+        TIMER_INTERRUPTS.fetch_add(1, Relaxed);
+    });
     write(TASK_PRIORITY, 0);
     write(LVT_LINT0, MASKED);
     write(LVT_LINT1, MASKED);
@@ -208,11 +214,11 @@ pub(crate) fn calibrate_timer() {
     TIMER_RATE.call_once(|| (rate as u64).max(1));
 }
 
-/// Interrupts this CPU once, after about `delay`; see [`timer_expired`].
+/// Interrupts this CPU once, after about `delay`; see [`timer_is_armed`].
 pub(super) fn arm_timer(delay: Duration) {
     let rate = TIMER_RATE.get().copied().unwrap_or(1);
     let count = delay.as_nanos() * u128::from(rate) / 1_000_000_000 + 1;
-    TIMER_EXPIRED[index()].store(false, Relaxed);
+    TIMER_ARMED[index()].store(true, Relaxed);
     write(LVT_TIMER, u32::from(traps::TIMER));
     write(TIMER_INITIAL, count.min(u32::MAX.into()) as u32);
 }
@@ -221,9 +227,15 @@ pub(super) fn arm_timer(delay: Duration) {
 pub(super) fn disarm_timer() {
     write(TIMER_INITIAL, 0);
     write(LVT_TIMER, MASKED);
+    TIMER_ARMED[index()].store(false, Relaxed);
 }
 
-/// Whether the timer has interrupted this CPU since it was armed.
-pub(super) fn timer_expired() -> bool {
-    TIMER_EXPIRED[index()].load(Relaxed)
+/// Whether this CPU's timer was armed and has not interrupted yet.
+pub(super) fn timer_is_armed() -> bool {
+    TIMER_ARMED[index()].load(Relaxed)
+}
+
+/// Timer interrupts so far, on all CPUs.
+pub(crate) fn timer_interrupts() -> u64 {
+    TIMER_INTERRUPTS.load(Relaxed)
 }

@@ -16,6 +16,7 @@ pub(crate) mod traps;
 pub(crate) use local::index;
 
 use crate::clock::Deadline;
+use core::time::Duration;
 use x86_64::instructions::interrupts;
 
 /// The number of CPUs the kernel can use; more stay off.
@@ -45,7 +46,7 @@ pub(crate) fn wait_until(deadline: Deadline, mut ready: impl FnMut() -> bool) ->
         if deadline.passed() {
             break false;
         }
-        if apic::timer_expired() {
+        if !apic::timer_is_armed() {
             // It counts at a measured rate, so it may come a little early.
             apic::arm_timer(deadline.remaining());
         }
@@ -56,4 +57,15 @@ pub(crate) fn wait_until(deadline: Deadline, mut ready: impl FnMut() -> bool) ->
         interrupts::enable();
     }
     outcome
+}
+
+/// Sleeps until the next interrupt; called with interrupts disabled, which it enables.
+///
+/// Some interrupt comes within `limit`: the timer's, if no other. It is not armed anew at each
+/// call, so that a busy wait for a device costs no timer programming.
+pub(crate) fn doze(limit: Duration) {
+    if !apic::timer_is_armed() {
+        apic::arm_timer(limit);
+    }
+    interrupts::enable_and_hlt();
 }

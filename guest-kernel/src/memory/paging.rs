@@ -104,7 +104,7 @@ impl Tables {
         for gib in 0..self.level2.len() {
             self.level3.0[gib] = address_of(&self.level2[gib]) | PRESENT | WRITABLE;
             for index in 0..512 {
-                let start = (gib as u64) << 30 | index as u64 * LARGE_PAGE;
+                let start = ((gib as u64) << 30) + index as u64 * LARGE_PAGE;
                 let cached = if map.is_ram(&(start..start + LARGE_PAGE)) {
                     0
                 } else {

@@ -14,7 +14,6 @@ use crate::options::Options;
 use crate::power::Verdict;
 use crate::{println, virtio};
 use alloc::boxed::Box;
-use alloc::format;
 use alloc::string::String;
 
 /// Why a scenario failed: a sentence.
@@ -84,9 +83,7 @@ pub(crate) fn run(options: &Options<'_>) -> Verdict {
                 println!("SCENARIO {name}: begin");
                 (scenario.run)(&mut machine)
             }
-            None => Err(format!(
-                "there is no such scenario; scenario=list lists them"
-            )),
+            None => Err("there is no such scenario; scenario=list lists them".into()),
         };
         match outcome {
             Ok(()) => println!("SCENARIO {name}: PASS"),
