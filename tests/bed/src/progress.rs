@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// A step that took less is not worth a closing line.
+const WORTH_SAYING: Duration = Duration::from_secs(1);
+
 /// One long step that is under way; finish it with [`Step::done`].
 #[derive(Debug)]
 pub struct Step {
@@ -67,6 +70,10 @@ impl Step {
         self.done = true;
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+        }
+        // Elsewhere than on a terminal the beginning is on the page already.
+        if self.begun.elapsed() < WORTH_SAYING {
+            return;
         }
         let gap = if result.is_empty() { "" } else { ": " };
         eprintln!(

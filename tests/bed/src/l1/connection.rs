@@ -23,6 +23,9 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(60);
 /// Most bytes kept of one stream of one process; what comes after is dropped.
 const STREAM_MAX: usize = 64 << 20;
 
+/// Processes whose last words are kept.
+const TRAIL_MAX: usize = 6;
+
 /// Lines of L1's console in an error.
 const CONSOLE_TAIL: usize = 40;
 
@@ -43,6 +46,8 @@ struct State {
     done: HashMap<u32, std::result::Result<i64, String>>,
     files: HashMap<u32, Vec<u8>>,
     processes: HashMap<u32, Record>,
+    /// The last words of processes that were dropped.
+    trail: Vec<String>,
 }
 
 /// What is known of a process.
@@ -201,6 +206,19 @@ impl Connection {
     /// Looks at the record of process `id`.
     pub(crate) fn look<T>(&self, id: u32, look: impl FnOnce(&Record) -> T) -> T {
         look(self.lock().processes.entry(id).or_default())
+    }
+
+    /// Keeps the last words of a process.
+    pub(crate) fn leave_trail(&self, words: String) {
+        let mut state = self.lock();
+        state.trail.push(words);
+        let excess = state.trail.len().saturating_sub(TRAIL_MAX);
+        state.trail.drain(..excess);
+    }
+
+    /// Takes the last words kept so far.
+    pub(crate) fn take_trail(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().trail)
     }
 
     /// Forgets process `id`.

@@ -242,6 +242,11 @@ impl L1 {
         self.command("sh").arg("-c").arg(line)
     }
 
+    /// The ends of the output of the last few processes that were dropped, oldest first.
+    pub fn take_trail(&self) -> Vec<String> {
+        self.connection.take_trail()
+    }
+
     /// What L1's own console has printed so far.
     pub fn console(&self) -> String {
         self.connection.console()

@@ -11,7 +11,8 @@ use super::tail;
 use crate::error::{Error, Result};
 use crate::wire::{Request, Status, Stream};
 
-/// A process in L1. Dropping it kills it and its children.
+/// A process in L1. Dropping it kills it and its children; the end of its output stays in
+/// [`L1::take_trail`](super::L1::take_trail).
 #[derive(Debug)]
 pub struct Process {
     connection: Arc<Connection>,
@@ -162,6 +163,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        self.connection.leave_trail(self.seen());
         let signal = Signal::KILL.as_raw();
         // If the L1 is gone, so is the process.
         let _ = self.connection.send(

@@ -1,0 +1,30 @@
+//! The programs under test, built once per run, when the first story asks.
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use anyhow::anyhow;
+
+/// The result of a build, kept; the error as text, since many stories may ask.
+type Built = LazyLock<Result<PathBuf, String>>;
+
+static HOST_VSP: Built = LazyLock::new(|| bed::cargo::host_vsp().map_err(|it| it.to_string()));
+static GUEST_KERNEL: Built =
+    LazyLock::new(|| bed::cargo::guest_kernel().map_err(|it| it.to_string()));
+
+/// The static `host-vsp`.
+pub(crate) fn host_vsp() -> anyhow::Result<&'static Path> {
+    path(&HOST_VSP)
+}
+
+/// The guest kernel's ELF file.
+pub(crate) fn guest_kernel() -> anyhow::Result<&'static Path> {
+    path(&GUEST_KERNEL)
+}
+
+fn path(built: &'static Built) -> anyhow::Result<&'static Path> {
+    match &**built {
+        Ok(path) => Ok(path),
+        Err(error) => Err(anyhow!("{error}")),
+    }
+}

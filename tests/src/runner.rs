@@ -1,0 +1,121 @@
+//! Tells the stories with libtest-mimic, two at a time, each in an L1 of the pool.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::anyhow;
+use bed::l1::L1;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use crate::pool::{BED_DEATHS_ALLOWED, Pool};
+use crate::story::Story;
+
+/// Stories told at once; each L1 keeps one core busy.
+const WORKERS: usize = 2;
+
+/// A story and its name.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    name: &'static str,
+    tell: fn(&mut Story) -> anyhow::Result<()>,
+}
+
+impl Entry {
+    /// A story.
+    pub const fn new(name: &'static str, tell: fn(&mut Story) -> anyhow::Result<()>) -> Self {
+        Self { name, tell }
+    }
+}
+
+/// The name of a topic and its stories.
+pub type Topic = (&'static str, &'static [Entry]);
+
+/// Runs the stories of `topics` that the command line asks for; the `main` of the test target.
+pub fn run(topics: &[Topic]) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
+    arguments.test_threads.get_or_insert(WORKERS.min(cores));
+    let pool = Arc::new(Pool::default());
+    let trials = topics
+        .iter()
+        .flat_map(|(topic, stories)| stories.iter().map(move |story| (topic, *story)))
+        .map(|(topic, entry)| {
+            let pool = Arc::clone(&pool);
+            Trial::test(format!("{topic}::{}", entry.name), move || {
+                tell(&pool, entry).map_err(|error| Failed::from(format!("{error:#}")))
+            })
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if pool.deaths() > 0 {
+        println!(
+            "the bed's L1 died {} time(s); {BED_DEATHS_ALLOWED} allowed",
+            pool.deaths()
+        );
+    }
+    conclusion.exit_code()
+}
+
+/// Tells one story, and once more if the bed died under it.
+fn tell(pool: &Pool, entry: Entry) -> anyhow::Result<()> {
+    let mut error = match tell_once(pool, entry) {
+        Err(error) if is_bed_death(&error) => error,
+        told => return told,
+    };
+    let deaths = pool.count_death();
+    eprintln!(
+        "{}: the bed died, telling it once more: {error:#}",
+        entry.name
+    );
+    if deaths <= BED_DEATHS_ALLOWED {
+        match tell_once(pool, entry) {
+            Err(again) if is_bed_death(&again) => {
+                pool.count_death();
+                error = again;
+            }
+            told => return told,
+        }
+    }
+    Err(error.context("the bed died too often"))
+}
+
+fn tell_once(pool: &Pool, entry: Entry) -> anyhow::Result<()> {
+    let mut story = Story::begin(pool.take()?)?;
+    let told = catch_unwind(AssertUnwindSafe(|| (entry.tell)(&mut story)))
+        .unwrap_or_else(|panic| Err(anyhow!("{}", panic_text(panic.as_ref()))));
+    let Err(error) = told else {
+        pool.give_back(story.end()?);
+        return Ok(());
+    };
+    // After a failure the L1 is not used again, whatever state it is in.
+    Err(explain(error, story.l1()))
+}
+
+/// Adds to the error of a story what its processes printed last; or finds that it was the bed.
+fn explain(error: anyhow::Error, l1: &L1) -> anyhow::Error {
+    if is_bed_death(&error) {
+        return error;
+    }
+    if let Err(died) = l1.check() {
+        return anyhow::Error::new(died).context(format!("after: {error:#}"));
+    }
+    let trail = l1.take_trail().join("");
+    anyhow!("{error:#}\n{trail}")
+}
+
+fn is_bed_death(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .any(|cause| matches!(cause.downcast_ref(), Some(bed::Error::BedDied { .. })))
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("the story panicked")
+}

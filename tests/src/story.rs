@@ -1,0 +1,115 @@
+//! What a story has at hand: an L1, a directory of its own there, and the programs under test.
+
+use std::env;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use bed::l1::{L1, Process};
+
+use crate::programs;
+
+/// Where the programs under test are put in an L1, once.
+const PROGRAMS: &str = "/tmp/bin";
+
+/// For the harness's own small commands in L1.
+const HOUSEKEEPING: Duration = Duration::from_secs(30);
+
+/// The surroundings of one story.
+#[derive(Debug)]
+pub struct Story {
+    l1: L1,
+    dir: String,
+}
+
+impl Story {
+    pub(crate) fn begin(l1: L1) -> anyhow::Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let dir = format!("/tmp/story-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let output = l1.command("mkdir").arg(&dir).run(HOUSEKEEPING)?;
+        ensure!(output.status.success(), "mkdir: {output}");
+        l1.take_trail();
+        Ok(Self { l1, dir })
+    }
+
+    /// Ends the story; its L1 comes back if it is as good as before.
+    pub(crate) fn end(self) -> anyhow::Result<L1> {
+        let output = self
+            .l1
+            .command("rm")
+            .args(["-rf", &self.dir])
+            .run(HOUSEKEEPING)?;
+        ensure!(output.status.success(), "rm: {output}");
+        Ok(self.l1)
+    }
+
+    /// The L1 of this story.
+    pub fn l1(&self) -> &L1 {
+        &self.l1
+    }
+
+    /// The story's own directory in L1; processes start there.
+    pub fn dir(&self) -> &str {
+        &self.dir
+    }
+
+    /// The path of `name` in the story's own directory.
+    pub fn file(&self, name: &str) -> String {
+        format!("{}/{name}", self.dir)
+    }
+
+    /// Starts `host-vsp` with `args` in the story's directory.
+    pub fn host_vsp<S: Into<String>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+    ) -> anyhow::Result<Process> {
+        let program = self.host_vsp_program()?;
+        Ok(self
+            .l1
+            .command(&program)
+            .args(args)
+            .dir(&self.dir)
+            .spawn()?)
+    }
+
+    /// The path of `host-vsp` in L1.
+    pub fn host_vsp_program(&self) -> anyhow::Result<String> {
+        self.program("host-vsp", programs::host_vsp()?)
+    }
+
+    /// The path of the guest kernel in L1.
+    pub fn guest_kernel(&self) -> anyhow::Result<String> {
+        self.program("guest-kernel", programs::guest_kernel()?)
+    }
+
+    /// The path of a stock Debian kernel (bzImage) in L1.
+    pub fn stock_kernel(&self) -> anyhow::Result<String> {
+        self.program("vmlinuz", bed::provision::L1Kernel::get()?.image())
+    }
+
+    /// Puts a local program into this L1 unless it is there, and returns its path.
+    fn program(&self, name: &str, local: &Path) -> anyhow::Result<String> {
+        let remote = format!("{PROGRAMS}/{name}");
+        let there = self
+            .l1
+            .command("test")
+            .args(["-e", &remote])
+            .run(HOUSEKEEPING)?;
+        if !there.status.success() {
+            self.l1
+                .put(local, &remote)
+                .with_context(|| format!("putting {name} into L1"))?;
+        }
+        Ok(remote)
+    }
+
+    /// How often to do something: `short`, or `long` when `VMBUS_SOAK` is set.
+    pub fn count(&self, short: u64, long: u64) -> u64 {
+        if env::var_os("VMBUS_SOAK").is_some_and(|value| !value.is_empty()) {
+            long
+        } else {
+            short
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The bed is what it says it is: a KVM with Hyper-V support, and an API that tells the truth.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure};
+use bed::l1::Signal;
+use e2e::{Entry, Story};
+
+pub(crate) const STORIES: &[Entry] = &[
+    Entry::new("kvm_has_hyperv", kvm_has_hyperv),
+    Entry::new("kernel_can_be_watched", kernel_can_be_watched),
+    Entry::new("processes_and_files", processes_and_files),
+    Entry::new("deadlines_and_signals", deadlines_and_signals),
+];
+
+const SHORT: Duration = Duration::from_secs(20);
+
+fn kvm_has_hyperv(story: &mut Story) -> anyhow::Result<()> {
+    // SYNIC2, EVENTFD, CPUID, as in `KVM_CAP_HYPERV_…`.
+    for capability in [148, 154, 167] {
+        let value = story.l1().kvm_extension(capability)?;
+        ensure!(value != 0, "L1's KVM lacks capability {capability}");
+    }
+    Ok(())
+}
+
+fn kernel_can_be_watched(story: &mut Story) -> anyhow::Result<()> {
+    let id = story
+        .l1()
+        .get_text("/sys/kernel/tracing/events/kvm/kvm_userspace_exit/id")?;
+    ensure!(id.parse::<u32>().is_ok(), "tracepoint id: {id:?}");
+    let kvm = story
+        .l1()
+        .command("ls")
+        .arg("/sys/kernel/debug/kvm")
+        .run(SHORT)?;
+    ensure!(
+        kvm.stdout_text().contains("halt_exits"),
+        "KVM's counters: {kvm}"
+    );
+    Ok(())
+}
+
+fn processes_and_files(story: &mut Story) -> anyhow::Result<()> {
+    let l1 = story.l1();
+    let input: Vec<u8> = (0..3_000_000_u32).map(|at| (at * 7 / 5) as u8).collect();
+    let output = l1.command("cat").run_with(&input, SHORT)?;
+    ensure!(
+        output.status.success() && output.stdout == input,
+        "`cat` lost something"
+    );
+
+    let path = story.file("deep/er/file");
+    l1.put_bytes(&input, &path)?;
+    ensure!(l1.get(&path)? == input, "a file came back changed");
+
+    let output = l1.shell("echo out; echo err >&2; exit 7").run(SHORT)?;
+    ensure!(output.status.code() == Some(7), "{output}");
+    ensure!(
+        output.stdout_text() == "out\n" && output.stderr_text() == "err\n",
+        "{output}"
+    );
+
+    match l1.get("/no/such/file") {
+        Err(bed::Error::InL1(text)) => ensure!(text.contains("/no/such/file"), "{text}"),
+        other => bail!("a missing file gave {other:?}"),
+    }
+    Ok(())
+}
+
+fn deadlines_and_signals(story: &mut Story) -> anyhow::Result<()> {
+    let mut process = story
+        .l1()
+        .shell("echo begun; while read x; do echo got $x; done")
+        .spawn()?;
+    process.expect("begun", SHORT)?;
+    process.write(b"one\ntwo\n")?;
+    ensure!(process.expect("got", SHORT)? == "got one");
+    ensure!(process.expect("got", SHORT)? == "got two");
+
+    let begun = Instant::now();
+    match process.expect("got", Duration::from_millis(300)) {
+        Err(bed::Error::Deadline { seen, .. }) => ensure!(seen.contains("got two"), "{seen}"),
+        other => bail!("silence gave {other:?}"),
+    }
+    ensure!(
+        begun.elapsed() >= Duration::from_millis(300),
+        "the deadline came early"
+    );
+
+    process.signal(Signal::TERM)?;
+    let status = process.wait(SHORT)?;
+    ensure!(
+        status == bed::wire::Status::Signal(15),
+        "after SIGTERM: {status}"
+    );
+    match process.expect("more", SHORT) {
+        Err(bed::Error::Ended { .. }) => Ok(()),
+        other => bail!("an ended process gave {other:?}"),
+    }
+}

@@ -1,0 +1,10 @@
+//! The stories by topic; `cargo test -p e2e -- FILTER` tells some of them.
+
+mod bed_itself;
+mod check;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    e2e::run(&[("bed", bed_itself::STORIES), ("check", check::STORIES)])
+}
