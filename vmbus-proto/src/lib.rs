@@ -22,6 +22,8 @@ pub mod hv;
 pub mod message;
 pub mod packet;
 pub mod ring;
+pub mod scsi;
+pub mod storvsp;
 pub mod version;
 
 /// Size of the pages that GPADLs, rings and the SynIC count in, in bytes.

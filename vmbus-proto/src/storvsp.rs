@@ -199,7 +199,16 @@ pub mod srb_flags {
 
 /// What later versions added to an [`Srb`] (Linux `struct vmscsi_win8_extension`).
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
     Unaligned,
 )]
 #[repr(C)]
@@ -220,7 +229,9 @@ pub struct SrbExtension {
 const _: () = assert!(size_of::<SrbExtension>() == 16);
 
 /// A SCSI request and its answer (Linux `struct vmscsi_request`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct Srb {
     /// Bytes of this structure: 52, or 36 before version 5.1.
@@ -309,7 +320,11 @@ impl Srb {
         let wanted = usize::from(self.sense_length).min(MAX_SENSE);
         let sense = sense.get(..wanted).unwrap_or(sense);
         answer.sense_length = sense.len() as u8;
-        if let Some(payload) = answer.payload.get_mut(..sense.len()).filter(|p| !p.is_empty()) {
+        if let Some(payload) = answer
+            .payload
+            .get_mut(..sense.len())
+            .filter(|p| !p.is_empty())
+        {
             payload.copy_from_slice(sense);
             answer.srb_status |= self::srb_status::AUTOSENSE_VALID;
         }
@@ -328,7 +343,16 @@ impl Srb {
 
 /// What the host says of a channel (Linux `struct vmstorage_channel_properties`).
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
     Unaligned,
 )]
 #[repr(C)]
@@ -353,7 +377,9 @@ const _: () = assert!(size_of::<ChannelProperties>() == 24);
 pub const PROPERTY_MULTI_CHANNEL: u32 = 1;
 
 /// A packet of either direction (Linux `struct vstor_packet`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct VstorPacket {
     /// An [`Operation`].
@@ -432,7 +458,10 @@ impl VstorPacket {
         }
         let mut packet = Self::new_zeroed();
         let length = payload.len().min(PACKET_SIZE);
-        packet.as_mut_bytes().get_mut(..length)?.copy_from_slice(payload.get(..length)?);
+        packet
+            .as_mut_bytes()
+            .get_mut(..length)?
+            .copy_from_slice(payload.get(..length)?);
         Some(packet)
     }
 
@@ -453,7 +482,9 @@ impl VstorPacket {
 
     /// The body of the answer to QUERY_PROPERTIES.
     pub fn properties(&self) -> ChannelProperties {
-        ChannelProperties::read_from_prefix(&self.body).map(|(p, _)| p).unwrap_or_default()
+        ChannelProperties::read_from_prefix(&self.body)
+            .map(|(p, _)| p)
+            .unwrap_or_default()
     }
 
     /// The body of CREATE_SUB_CHANNELS.
@@ -496,28 +527,42 @@ mod tests {
     fn answers_carry_sense_only_when_there_is_some() {
         let srb = Srb::request(0, &[0], DATA_NONE, 0);
         let good = srb.answer(srb_status::SUCCESS, 0, 0, &[]);
-        assert_eq!((good.srb_status, good.sense_length, good.sense()), (1, 0, &[][..]));
+        assert_eq!(
+            (good.srb_status, good.sense_length, good.sense()),
+            (1, 0, &[][..])
+        );
         let bad = srb.answer(srb_status::ERROR, 2, 0, &[0x70; 18]);
         assert_eq!((bad.srb_status, bad.sense_length), (0x84, 18));
         assert_eq!(bad.sense(), [0x70; 18]);
         let mut short = srb;
         short.sense_length = 3;
-        assert_eq!(short.answer(srb_status::ERROR, 2, 0, &[0x70; 18]).sense(), [0x70; 3]);
+        assert_eq!(
+            short.answer(srb_status::ERROR, 2, 0, &[0x70; 18]).sense(),
+            [0x70; 3]
+        );
     }
 
     #[test]
     fn version_and_properties_bytes() {
         let packet = VstorPacket::query_protocol_version(ProtocolVersion::V6_2 as u16);
-        assert_eq!(packet.as_bytes()[..16], [9, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 6, 0, 0]);
-        let properties =
-            ChannelProperties { max_transfer_bytes: 0x40000.into(), ..Default::default() };
+        assert_eq!(
+            packet.as_bytes()[..16],
+            [9, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 6, 0, 0]
+        );
+        let properties = ChannelProperties {
+            max_transfer_bytes: 0x40000.into(),
+            ..Default::default()
+        };
         let answer = VstorPacket::request(Operation::QueryProperties)
             .answer(status::SUCCESS)
             .with_properties(&properties);
         assert_eq!(answer.as_bytes()[..4], [1, 0, 0, 0]);
         assert_eq!(answer.as_bytes()[24..28], [0, 0, 4, 0]);
         assert_eq!(answer.properties(), properties);
-        assert_eq!(answer.wire_bytes(ProtocolVersion::V4_2.packet_size()).len(), 48);
+        assert_eq!(
+            answer.wire_bytes(ProtocolVersion::V4_2.packet_size()).len(),
+            48
+        );
     }
 
     #[test]

@@ -162,7 +162,9 @@ pub struct CdbBytes {
 impl CdbBytes {
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
-        self.bytes.get(..usize::from(self.length)).unwrap_or_default()
+        self.bytes
+            .get(..usize::from(self.length))
+            .unwrap_or_default()
     }
 }
 
@@ -196,11 +198,20 @@ impl Cdb {
         let blocks = if b4 == 0 { 256 } else { u32::from(b4) };
         Ok(match code {
             opcode::TEST_UNIT_READY => Self::TestUnitReady,
-            opcode::REQUEST_SENSE => {
-                Self::RequestSense { descriptor: b1 & 1 != 0, allocation_length: b4 }
-            }
-            opcode::READ_6 => Self::Read { lba, blocks, fua: false },
-            opcode::WRITE_6 => Self::Write { lba, blocks, fua: false },
+            opcode::REQUEST_SENSE => Self::RequestSense {
+                descriptor: b1 & 1 != 0,
+                allocation_length: b4,
+            },
+            opcode::READ_6 => Self::Read {
+                lba,
+                blocks,
+                fua: false,
+            },
+            opcode::WRITE_6 => Self::Write {
+                lba,
+                blocks,
+                fua: false,
+            },
             opcode::INQUIRY => {
                 let evpd = b1 & 1 != 0;
                 // Without EVPD there is no page to name; bit 1 was CmdDt, long gone.
@@ -243,11 +254,26 @@ impl Cdb {
                 }
                 Self::ReadCapacity10
             }
-            opcode::READ_10 => Self::Read { lba, blocks, fua: fua(b1)? },
-            opcode::WRITE_10 => Self::Write { lba, blocks, fua: fua(b1)? },
-            opcode::VERIFY_10 => Self::Verify { lba, blocks, compare: b1 & 6 != 0 },
+            opcode::READ_10 => Self::Read {
+                lba,
+                blocks,
+                fua: fua(b1)?,
+            },
+            opcode::WRITE_10 => Self::Write {
+                lba,
+                blocks,
+                fua: fua(b1)?,
+            },
+            opcode::VERIFY_10 => Self::Verify {
+                lba,
+                blocks,
+                compare: b1 & 6 != 0,
+            },
             opcode::SYNCHRONIZE_CACHE_10 => Self::SynchronizeCache { lba, blocks },
-            opcode::UNMAP => Self::Unmap { anchor: b1 & 1 != 0, parameter_list_length: short },
+            opcode::UNMAP => Self::Unmap {
+                anchor: b1 & 1 != 0,
+                parameter_list_length: short,
+            },
             opcode::MODE_SENSE_10 => Self::ModeSense {
                 long: true,
                 no_block_descriptor: b1 & 8 != 0,
@@ -276,13 +302,25 @@ impl Cdb {
         let lba = u64::from_be_bytes([l0, l1, l2, l3, l4, l5, l6, l7]);
         let blocks = u32::from_be_bytes([c0, c1, c2, c3]);
         Ok(match code {
-            opcode::READ_16 => Self::Read { lba, blocks, fua: fua(b1)? },
-            opcode::WRITE_16 => Self::Write { lba, blocks, fua: fua(b1)? },
-            opcode::VERIFY_16 => Self::Verify { lba, blocks, compare: b1 & 6 != 0 },
+            opcode::READ_16 => Self::Read {
+                lba,
+                blocks,
+                fua: fua(b1)?,
+            },
+            opcode::WRITE_16 => Self::Write {
+                lba,
+                blocks,
+                fua: fua(b1)?,
+            },
+            opcode::VERIFY_16 => Self::Verify {
+                lba,
+                blocks,
+                compare: b1 & 6 != 0,
+            },
             opcode::SYNCHRONIZE_CACHE_16 => Self::SynchronizeCache { lba, blocks },
-            opcode::SERVICE_ACTION_IN_16 if b1 & 0x1f == READ_CAPACITY_16 => {
-                Self::ReadCapacity16 { allocation_length: blocks }
-            }
+            opcode::SERVICE_ACTION_IN_16 if b1 & 0x1f == READ_CAPACITY_16 => Self::ReadCapacity16 {
+                allocation_length: blocks,
+            },
             _ => return Err(CdbError::InvalidOpcode),
         })
     }
@@ -291,10 +329,17 @@ impl Cdb {
     pub fn to_bytes(&self) -> CdbBytes {
         match *self {
             Self::TestUnitReady => six(opcode::TEST_UNIT_READY, [0; 4]),
-            Self::RequestSense { descriptor, allocation_length } => {
-                six(opcode::REQUEST_SENSE, [u8::from(descriptor), 0, 0, allocation_length])
-            }
-            Self::Inquiry { page, allocation_length } => {
+            Self::RequestSense {
+                descriptor,
+                allocation_length,
+            } => six(
+                opcode::REQUEST_SENSE,
+                [u8::from(descriptor), 0, 0, allocation_length],
+            ),
+            Self::Inquiry {
+                page,
+                allocation_length,
+            } => {
                 let [high, low] = allocation_length.to_be_bytes();
                 let evpd = u8::from(page.is_some());
                 six(opcode::INQUIRY, [evpd, page.unwrap_or(0), high, low])
@@ -317,16 +362,23 @@ impl Cdb {
                     six(opcode::MODE_SENSE_6, [dbd, page, subpage, low])
                 }
             }
-            Self::StartStopUnit { start, load_eject, power_condition } => {
+            Self::StartStopUnit {
+                start,
+                load_eject,
+                power_condition,
+            } => {
                 let loej = if load_eject { 2 } else { 0 };
                 let flags = (power_condition << 4) | loej | u8::from(start);
                 six(opcode::START_STOP_UNIT, [0, 0, 0, flags])
             }
             Self::PreventAllowMediumRemoval => six(opcode::PREVENT_ALLOW_MEDIUM_REMOVAL, [0; 4]),
             Self::ReadCapacity10 => ten(opcode::READ_CAPACITY_10, 0, 0, 0),
-            Self::ReadCapacity16 { allocation_length } => {
-                sixteen(opcode::SERVICE_ACTION_IN_16, READ_CAPACITY_16, 0, allocation_length)
-            }
+            Self::ReadCapacity16 { allocation_length } => sixteen(
+                opcode::SERVICE_ACTION_IN_16,
+                READ_CAPACITY_16,
+                0,
+                allocation_length,
+            ),
             Self::Read { lba, blocks, fua } => {
                 let flags = if fua { FUA } else { 0 };
                 ten_or_sixteen(opcode::READ_10, opcode::READ_16, flags, lba, blocks)
@@ -335,7 +387,11 @@ impl Cdb {
                 let flags = if fua { FUA } else { 0 };
                 ten_or_sixteen(opcode::WRITE_10, opcode::WRITE_16, flags, lba, blocks)
             }
-            Self::Verify { lba, blocks, compare } => {
+            Self::Verify {
+                lba,
+                blocks,
+                compare,
+            } => {
                 let flags = if compare { 2 } else { 0 };
                 ten_or_sixteen(opcode::VERIFY_10, opcode::VERIFY_16, flags, lba, blocks)
             }
@@ -346,13 +402,33 @@ impl Cdb {
                 lba,
                 blocks,
             ),
-            Self::Unmap { anchor, parameter_list_length } => {
-                ten(opcode::UNMAP, u8::from(anchor), 0, parameter_list_length)
-            }
-            Self::ReportLuns { select, allocation_length } => {
+            Self::Unmap {
+                anchor,
+                parameter_list_length,
+            } => ten(opcode::UNMAP, u8::from(anchor), 0, parameter_list_length),
+            Self::ReportLuns {
+                select,
+                allocation_length,
+            } => {
                 let [a, b, c, d] = allocation_length.to_be_bytes();
-                let bytes =
-                    [opcode::REPORT_LUNS, 0, select, 0, 0, 0, a, b, c, d, 0, 0, 0, 0, 0, 0];
+                let bytes = [
+                    opcode::REPORT_LUNS,
+                    0,
+                    select,
+                    0,
+                    0,
+                    0,
+                    a,
+                    b,
+                    c,
+                    d,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                ];
                 CdbBytes { bytes, length: 12 }
             }
         }
@@ -387,7 +463,9 @@ fn ten(code: u8, flags: u8, address: u32, count: u16) -> CdbBytes {
 fn sixteen(code: u8, flags: u8, address: u64, count: u32) -> CdbBytes {
     let [l0, l1, l2, l3, l4, l5, l6, l7] = address.to_be_bytes();
     let [c0, c1, c2, c3] = count.to_be_bytes();
-    let bytes = [code, flags, l0, l1, l2, l3, l4, l5, l6, l7, c0, c1, c2, c3, 0, 0];
+    let bytes = [
+        code, flags, l0, l1, l2, l3, l4, l5, l6, l7, c0, c1, c2, c3, 0, 0,
+    ];
     CdbBytes { bytes, length: 16 }
 }
 
@@ -410,30 +488,58 @@ mod tests {
             assert_eq!(Cdb::parse(bytes), Ok(cdb));
         };
         check(Cdb::TestUnitReady, &[0, 0, 0, 0, 0, 0]);
-        check(Cdb::Inquiry { page: None, allocation_length: 36 }, &[0x12, 0, 0, 0, 36, 0]);
         check(
-            Cdb::Inquiry { page: Some(0xb0), allocation_length: 0x140 },
+            Cdb::Inquiry {
+                page: None,
+                allocation_length: 36,
+            },
+            &[0x12, 0, 0, 0, 36, 0],
+        );
+        check(
+            Cdb::Inquiry {
+                page: Some(0xb0),
+                allocation_length: 0x140,
+            },
             &[0x12, 1, 0xb0, 1, 0x40, 0],
         );
         check(
-            Cdb::Read { lba: 0x01020304, blocks: 0x0506, fua: true },
+            Cdb::Read {
+                lba: 0x01020304,
+                blocks: 0x0506,
+                fua: true,
+            },
             &[0x28, 8, 1, 2, 3, 4, 0, 5, 6, 0],
         );
         check(
-            Cdb::Write { lba: 0x01_0000_0000, blocks: 8, fua: false },
+            Cdb::Write {
+                lba: 0x01_0000_0000,
+                blocks: 8,
+                fua: false,
+            },
             &[0x8a, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0],
         );
         check(
-            Cdb::ReadCapacity16 { allocation_length: 32 },
+            Cdb::ReadCapacity16 {
+                allocation_length: 32,
+            },
             &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0],
         );
-        check(Cdb::SynchronizeCache { lba: 0, blocks: 0 }, &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         check(
-            Cdb::Unmap { anchor: false, parameter_list_length: 24 },
+            Cdb::SynchronizeCache { lba: 0, blocks: 0 },
+            &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        );
+        check(
+            Cdb::Unmap {
+                anchor: false,
+                parameter_list_length: 24,
+            },
             &[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0],
         );
         check(
-            Cdb::ReportLuns { select: 0, allocation_length: 16 },
+            Cdb::ReportLuns {
+                select: 0,
+                allocation_length: 16,
+            },
             &[0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0],
         );
         check(
@@ -453,11 +559,19 @@ mod tests {
     fn six_byte_transfers() {
         assert_eq!(
             Cdb::parse(&[0x08, 0xff, 0xff, 0xff, 0, 0]),
-            Ok(Cdb::Read { lba: 0x1f_ffff, blocks: 256, fua: false })
+            Ok(Cdb::Read {
+                lba: 0x1f_ffff,
+                blocks: 256,
+                fua: false
+            })
         );
         assert_eq!(
             Cdb::parse(&[0x0a, 0, 0, 1, 2, 0]),
-            Ok(Cdb::Write { lba: 1, blocks: 2, fua: false })
+            Ok(Cdb::Write {
+                lba: 1,
+                blocks: 2,
+                fua: false
+            })
         );
     }
 
@@ -466,11 +580,17 @@ mod tests {
         for (bytes, error) in [
             (&[][..], CdbError::InvalidField),
             (&[0x28, 0, 0, 0, 0, 0, 0, 0, 1], CdbError::InvalidField),
-            (&[0x28, 0x20, 0, 0, 0, 0, 0, 0, 1, 0], CdbError::InvalidField),
+            (
+                &[0x28, 0x20, 0, 0, 0, 0, 0, 0, 1, 0],
+                CdbError::InvalidField,
+            ),
             (&[0x12, 0, 0x80, 0, 36, 0], CdbError::InvalidField),
             (&[0xff, 0, 0, 0, 0, 0], CdbError::InvalidOpcode),
             (&[0x01, 0, 0, 0, 0, 0], CdbError::InvalidOpcode),
-            (&[0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], CdbError::InvalidOpcode),
+            (
+                &[0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                CdbError::InvalidOpcode,
+            ),
         ] {
             assert_eq!(Cdb::parse(bytes), Err(error), "{bytes:x?}");
         }

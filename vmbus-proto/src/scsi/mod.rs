@@ -12,8 +12,8 @@ mod sense;
 pub use cdb::{Cdb, CdbBytes, CdbError, opcode};
 pub use data::{
     Capacity, Capacity10, Capacity16, MODE_DEVICE_WRITE_PROTECT, ModeHeader6, ModeHeader10,
-    PAGE_ALL, PAGE_CACHING, PAGE_CONTROL, ReportLuns, UnmapDescriptor, caching_page,
-    control_page, unmap_descriptors,
+    PAGE_ALL, PAGE_CACHING, PAGE_CONTROL, ReportLuns, UnmapDescriptor, caching_page, control_page,
+    unmap_descriptors,
 };
 pub use inquiry::{
     BlockLimits, LogicalBlockProvisioning, NaaDesignation, StandardInquiry, VpdHeader, vpd,

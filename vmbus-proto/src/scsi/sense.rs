@@ -148,9 +148,16 @@ impl Sense {
             0x70 | 0x71 => {
                 let mut fixed = Fixed::default();
                 let length = bytes.len().min(Self::FIXED_SIZE);
-                fixed.as_mut_bytes().get_mut(..length)?.copy_from_slice(bytes.get(..length)?);
+                fixed
+                    .as_mut_bytes()
+                    .get_mut(..length)?
+                    .copy_from_slice(bytes.get(..length)?);
                 at(2)?;
-                Some(Self::new(SenseKey::from_wire(fixed.key), fixed.asc, fixed.ascq))
+                Some(Self::new(
+                    SenseKey::from_wire(fixed.key),
+                    fixed.asc,
+                    fixed.ascq,
+                ))
             }
             0x72 | 0x73 => Some(Self::new(
                 SenseKey::from_wire(at(1)?),
@@ -194,7 +201,10 @@ mod tests {
             [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x21, 0, 0, 0, 0, 0]
         );
         assert_eq!(Sense::parse(&[0x70, 0]), None);
-        assert_eq!(Sense::parse(&[0x70, 0, 3]), Some(Sense::new(SenseKey::MediumError, 0, 0)));
+        assert_eq!(
+            Sense::parse(&[0x70, 0, 3]),
+            Some(Sense::new(SenseKey::MediumError, 0, 0))
+        );
         assert_eq!(Sense::parse(&[0x72, 7, 0x27]), Some(Sense::WRITE_PROTECTED));
     }
 
