@@ -1,6 +1,6 @@
 //! Data of the other commands: capacity, mode pages, lists of LUNs and of blocks to unmap.
 
-use zerocopy::FromBytes;
+use zerocopy::FromBytes as _;
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

@@ -1,6 +1,6 @@
 //! INQUIRY data: the standard data and the vital product data (VPD) pages.
 
-use zerocopy::FromBytes;
+use zerocopy::FromBytes as _;
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

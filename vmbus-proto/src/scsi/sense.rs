@@ -1,6 +1,6 @@
 //! Sense data: why a command failed.
 
-use zerocopy::IntoBytes;
+use zerocopy::IntoBytes as _;
 use zerocopy::big_endian::U32;
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
