@@ -57,7 +57,7 @@ fn send(byte: u8) {
     port::write8(DATA, byte);
 }
 
-/// Prints while other CPUs wait; behind [`println!`].
+/// Prints while other CPUs wait; behind [`println!`](crate::println).
 pub(crate) fn print(arguments: fmt::Arguments<'_>) {
     without_interrupts(|| {
         let _line = LINE.lock();

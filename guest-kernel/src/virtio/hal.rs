@@ -25,7 +25,7 @@ unsafe impl Hal for KernelHal {
     unsafe fn mmio_phys_to_virt(address: PhysAddr, size: usize) -> NonNull<u8> {
         assert!(
             address + size as u64 <= IDENTITY_END,
-            "the device's registers at {address:#x} lie above 4 GiB"
+            "the device's registers at {address:#x} lie above 4 GiB; give the machine less memory"
         );
         NonNull::new(address as *mut u8).expect("no device has its registers at address 0")
     }
