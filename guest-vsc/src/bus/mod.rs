@@ -1,0 +1,432 @@
+//! The bus: one connection to the host, its offers, and what the host says.
+//!
+//! [`VmBus`] finds the hypervisor, [connects](VmBus::connect), keeps the table of offers, and
+//! hands messages and event flags on. Everything works through `&self`, from any processor.
+//!
+//! **Contexts.** [`VmBus::handle_interrupt`] is for the interrupt handler; it takes what the
+//! hypervisor put into this processor's pages and never waits or allocates. All other methods are
+//! for task context; those that wait for the host say so. The host answers on the processor that
+//! connected: its handler, or a wait on that same processor, takes the answer, so a kernel
+//! without interrupts works as long as it stays on that processor.
+//!
+//! **Waits** end at a deadline ([`Options::timeout`]) by the partition's reference time. A host
+//! that is silent is an error, not a hang.
+//!
+//! **Memory** is the caller's: [`BusMemory`], a `static` or a box, has the places for processors
+//! and channels. What finds no place is counted in [`Stats`].
+
+mod contact;
+mod exchange;
+mod offers;
+
+pub use contact::{Options, Versions};
+pub use offers::Offer;
+
+pub(crate) use exchange::{Answer, Expected, Turn};
+pub(crate) use offers::Slot;
+
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::time::Duration;
+
+use vmbus_proto::hv::hypercall::Status;
+use vmbus_proto::hv::synic::MESSAGE_TYPE_CHANNEL;
+use vmbus_proto::message::Message;
+use vmbus_proto::version::Version;
+
+use crate::clock::Deadline;
+use crate::error::{Error, Waited};
+use crate::hal::Hal;
+use crate::hypervisor::{Features, Hypervisor};
+use crate::sync::IrqMutex;
+use crate::synic::SynicCpu;
+use contact::Link;
+use exchange::Exchange;
+
+/// Memory of a bus: places for `CPUS` processors and `CHANNELS` offers. One bus uses it at a time.
+pub struct BusMemory<H: Hal, const CPUS: usize = 16, const CHANNELS: usize = 32> {
+    claimed: AtomicBool,
+    cpus: [IrqMutex<H, Option<SynicCpu<H>>>; CPUS],
+    slots: [Slot<H>; CHANNELS],
+}
+
+impl<H: Hal, const CPUS: usize, const CHANNELS: usize> BusMemory<H, CPUS, CHANNELS> {
+    /// Memory that no bus uses yet.
+    pub const fn new() -> Self {
+        Self {
+            claimed: AtomicBool::new(false),
+            cpus: [const { IrqMutex::new(None) }; CPUS],
+            slots: [const { Slot::new() }; CHANNELS],
+        }
+    }
+}
+
+impl<H: Hal, const CPUS: usize, const CHANNELS: usize> Default for BusMemory<H, CPUS, CHANNELS> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The use of a [`BusMemory`]; given back when dropped.
+struct Claim<'m>(&'m AtomicBool);
+
+impl<'m> Claim<'m> {
+    fn new(flag: &'m AtomicBool) -> Option<Self> {
+        (!flag.swap(true, Ordering::Acquire)).then_some(Self(flag))
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// What a bus has counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Channel messages taken.
+    pub messages: u32,
+    /// Event flags taken.
+    pub events: u32,
+    /// Messages that could not be parsed, or were not for a guest.
+    pub bad_messages: u32,
+    /// Answers that nobody waited for, and messages out of order.
+    pub unexpected: u32,
+    /// Offers with a bad or repeated relid.
+    pub bad_offers: u32,
+    /// Offers for which the table had no place.
+    pub dropped_offers: u32,
+    /// Event flags without a channel.
+    pub stray_events: u32,
+    /// Doorbells that the hypervisor refused.
+    pub failed_signals: u32,
+    /// Completions that answer no request, or do so a second time.
+    pub bad_completions: u32,
+}
+
+/// The counters behind [`Stats`].
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) messages: AtomicU32,
+    pub(crate) events: AtomicU32,
+    pub(crate) bad_messages: AtomicU32,
+    pub(crate) unexpected: AtomicU32,
+    pub(crate) bad_offers: AtomicU32,
+    pub(crate) dropped_offers: AtomicU32,
+    pub(crate) stray_events: AtomicU32,
+    pub(crate) failed_signals: AtomicU32,
+    pub(crate) bad_completions: AtomicU32,
+}
+
+impl Counters {
+    fn snapshot(&self) -> Stats {
+        let read = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
+        Stats {
+            messages: read(&self.messages),
+            events: read(&self.events),
+            bad_messages: read(&self.bad_messages),
+            unexpected: read(&self.unexpected),
+            bad_offers: read(&self.bad_offers),
+            dropped_offers: read(&self.dropped_offers),
+            stray_events: read(&self.stray_events),
+            failed_signals: read(&self.failed_signals),
+            bad_completions: read(&self.bad_completions),
+        }
+    }
+}
+
+/// Adds one to a counter.
+pub(crate) fn count(counter: &AtomicU32) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What [`VmBus::handle_interrupt`] found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handled {
+    /// Messages taken.
+    pub messages: u32,
+    /// Event flags taken.
+    pub events: u32,
+    /// There is something to do that needs task context: call [`VmBus::poll`].
+    pub poll_due: bool,
+}
+
+/// Messages taken in one go, so that a storm of them cannot keep a processor for ever.
+const MESSAGES_AT_ONCE: u32 = 256;
+
+/// The VMBus of this machine.
+pub struct VmBus<'m, H: Hal> {
+    pub(crate) hypervisor: Hypervisor<H>,
+    cpus: &'m [IrqMutex<H, Option<SynicCpu<H>>>],
+    pub(crate) slots: &'m [Slot<H>],
+    vector: u8,
+    link: IrqMutex<H, Link<H>>,
+    exchange: IrqMutex<H, Exchange>,
+    /// Whether a processor has the turn to talk to the host.
+    turn: AtomicBool,
+    /// How long to wait for the host, in microseconds.
+    timeout_us: AtomicU32,
+    highest_relid: AtomicU32,
+    pub(crate) next_gpadl: AtomicU32,
+    pub(crate) next_open_id: AtomicU32,
+    /// Whether a slot waits for its relid to be released.
+    release_due: AtomicBool,
+    pub(crate) counters: Counters,
+    // Last, so that the memory is free only when nothing refers to it any more.
+    _claim: Claim<'m>,
+}
+
+impl<'m, H: Hal> VmBus<'m, H> {
+    /// Finds the hypervisor, enables its hypercall page, and enables the SynIC of the processor
+    /// that runs this, with interrupts on `vector` (16 to 255).
+    ///
+    /// # Errors
+    /// [`Error::Missing`] says why this machine has no VMBus; [`Error::MemoryInUse`] that another
+    /// bus has the memory.
+    pub fn new<const CPUS: usize, const CHANNELS: usize>(
+        memory: &'m BusMemory<H, CPUS, CHANNELS>,
+        vector: u8,
+    ) -> Result<Self, Error> {
+        let claim = Claim::new(&memory.claimed).ok_or(Error::MemoryInUse)?;
+        let bus = Self {
+            hypervisor: Hypervisor::new()?,
+            cpus: &memory.cpus,
+            slots: &memory.slots,
+            vector,
+            link: IrqMutex::new(Link::down()),
+            exchange: IrqMutex::new(Exchange::default()),
+            turn: AtomicBool::new(false),
+            timeout_us: AtomicU32::new(10_000_000),
+            highest_relid: AtomicU32::new(0),
+            // Any numbers do; these are easy to tell from others in a trace.
+            next_gpadl: AtomicU32::new(0x000E_1E10),
+            next_open_id: AtomicU32::new(1),
+            release_due: AtomicBool::new(false),
+            counters: Counters::default(),
+            _claim: claim,
+        };
+        bus.start_cpu()?;
+        Ok(bus)
+    }
+
+    /// Enables the SynIC of the processor that runs this; a second time it does nothing. Each
+    /// processor that channels shall interrupt has to do it.
+    ///
+    /// # Errors
+    /// [`Error::TooManyCpus`] or [`Error::OutOfMemory`].
+    pub fn start_cpu(&self) -> Result<(), Error> {
+        let place = self.cpus.get(H::current_cpu()).ok_or(Error::TooManyCpus)?;
+        place.with(|synic| {
+            if synic.is_none() {
+                *synic = Some(SynicCpu::enable(self.vector).ok_or(Error::OutOfMemory)?);
+            }
+            Ok(())
+        })
+    }
+
+    /// Disables the SynIC of the processor that runs this, before it goes offline. Channels and
+    /// the connection must not point to it any more.
+    pub fn stop_cpu(&self) {
+        if let Some(place) = self.cpus.get(H::current_cpu())
+            && let Some(synic) = place.with(Option::take)
+        {
+            synic.disable();
+        }
+    }
+
+    /// The hypervisor's index of processor `cpu`, where its SynIC is enabled.
+    pub fn vp_index(&self, cpu: usize) -> Option<u32> {
+        let place = self.cpus.get(cpu)?;
+        place.with(|synic| synic.as_ref().map(SynicCpu::vp_index))
+    }
+
+    /// What the hypervisor offers.
+    pub fn features(&self) -> &Features {
+        self.hypervisor.features()
+    }
+
+    /// The partition's reference time in units of 100 ns.
+    pub fn reference_time(&self) -> u64 {
+        self.hypervisor.clock().now()
+    }
+
+    /// The version that was negotiated; `None` while not connected.
+    pub fn version(&self) -> Option<Version> {
+        self.link.with(|link| link.version())
+    }
+
+    /// What was counted so far.
+    pub fn stats(&self) -> Stats {
+        self.counters.snapshot()
+    }
+
+    /// The offers in the table, used and unused, in no particular order.
+    pub fn offers(&self) -> impl Iterator<Item = Offer> + '_ {
+        self.slots.iter().filter_map(Slot::offer)
+    }
+
+    /// The first unused offer of a primary channel of `class`.
+    pub fn find(&self, class: vmbus_proto::guid::Guid) -> Option<Offer> {
+        self.offers()
+            .find(|offer| offer.class() == class && offer.sub_channel_index() == 0 && !offer.in_use)
+    }
+
+    /// Takes what the hypervisor has for this processor: messages, then event flags. For the
+    /// handler of the vector given to [`new`](Self::new), which then ends the interrupt at the
+    /// APIC; also harmless at any other time. Never waits.
+    pub fn handle_interrupt(&self) -> Handled {
+        let mut handled = Handled::default();
+        let Some(place) = self.cpus.get(H::current_cpu()) else {
+            return handled;
+        };
+        place.with(|synic| {
+            let Some(synic) = synic else { return };
+            while handled.messages < MESSAGES_AT_ONCE
+                && let Some(message) = synic.take_message()
+            {
+                handled.messages = handled.messages.saturating_add(1);
+                count(&self.counters.messages);
+                if message.message_type == MESSAGE_TYPE_CHANNEL {
+                    self.handle_message(message.payload());
+                } else {
+                    count(&self.counters.bad_messages);
+                }
+            }
+            synic.take_events(self.highest_relid.load(Ordering::Relaxed), |relid| {
+                handled.events = handled.events.saturating_add(1);
+                count(&self.counters.events);
+                match self.slots.iter().find(|slot| slot.relid() == relid) {
+                    Some(slot) if relid != 0 => slot.event(),
+                    _ => count(&self.counters.stray_events),
+                }
+            });
+        });
+        handled.poll_due = self.release_due.load(Ordering::Relaxed);
+        handled
+    }
+
+    /// Does what is left to do in task context: takes what the hypervisor has for this processor,
+    /// and gives the relids of rescinded offers back. Posts messages, but does not wait for
+    /// answers.
+    pub fn poll(&self) {
+        self.handle_interrupt();
+        if self.release_due.swap(false, Ordering::Relaxed) {
+            for slot in self.slots {
+                if let Some(relid) = slot.take_leaving() {
+                    self.release_relid(relid);
+                    slot.free();
+                }
+            }
+        }
+    }
+
+    fn handle_message(&self, bytes: &[u8]) {
+        let Ok(message) = Message::parse(bytes) else {
+            count(&self.counters.bad_messages);
+            return;
+        };
+        let answer = match message {
+            Message::OfferChannel(offer) => return self.offered(&offer),
+            Message::RescindChannelOffer(id) => return self.rescinded(id.relid.get()),
+            Message::AllOffersDelivered => Answer::offers(),
+            Message::VersionResponse(r) => Answer::version(&r),
+            Message::OpenChannelResult(r) => Answer::open(&r),
+            Message::GpadlCreated(r) => Answer::gpadl_created(&r),
+            Message::GpadlTorndown(r) => Answer::gpadl_torndown(&r),
+            Message::ModifyChannelResponse(r) => Answer::modify(&r),
+            Message::UnloadResponse => Answer::unload(),
+            _ => {
+                count(&self.counters.bad_messages);
+                return;
+            }
+        };
+        if !self.exchange.with(|exchange| exchange.take(answer)) {
+            count(&self.counters.unexpected);
+        }
+    }
+
+    /// Posts a message to `connection_id` until it is taken or the time is up.
+    fn post_to(&self, connection_id: u32, message: &[u8]) -> Result<(), Error> {
+        let mut deadline = self.deadline();
+        loop {
+            let status = self.hypervisor.post_message(connection_id, message);
+            // The host makes its port only when it is ready, so an unknown id may become known.
+            let again = status.is_transient() || status == Status::INVALID_CONNECTION_ID;
+            match status {
+                Status::SUCCESS => return Ok(()),
+                _ if !again => return Err(Error::Hypercall(status)),
+                _ if deadline.is_over() => return Err(Error::Timeout(Waited::Post)),
+                _ => {}
+            }
+            self.handle_interrupt();
+            H::pause();
+        }
+    }
+
+    /// Posts a message over the connection.
+    pub(crate) fn post(&self, message: &[u8]) -> Result<(), Error> {
+        let id = self.link.with(|link| link.message_connection_id());
+        self.post_to(id.ok_or(Error::NotConnected)?, message)
+    }
+
+    /// Rings the doorbell of a channel.
+    pub(crate) fn signal(&self, relid: u32, connection_id: u32, dedicated: bool) {
+        if !dedicated {
+            self.link.with(|link| link.set_interrupt_bit(relid));
+        }
+        let mut status = self.hypervisor.signal_event(connection_id);
+        for _ in 0..16 {
+            if !status.is_transient() {
+                break;
+            }
+            H::pause();
+            status = self.hypervisor.signal_event(connection_id);
+        }
+        if status != Status::SUCCESS {
+            count(&self.counters.failed_signals);
+        }
+    }
+
+    /// The end of a wait that begins now.
+    pub(crate) fn deadline(&self) -> Deadline<'_, H> {
+        self.hypervisor.deadline(self.timeout())
+    }
+
+    /// How long to wait for the host.
+    pub(crate) fn timeout(&self) -> Duration {
+        Duration::from_micros(u64::from(self.timeout_us.load(Ordering::Relaxed)))
+    }
+
+    /// Lets time pass in a wait, unless `news` has come by a last look with interrupts off.
+    pub(crate) fn rest(&self, news: impl FnOnce() -> bool) {
+        if !H::disable_interrupts() {
+            H::pause();
+        } else if news() {
+            H::enable_interrupts();
+        } else {
+            H::wait_for_interrupt();
+        }
+    }
+
+    /// Whether a message waits in this processor's slot.
+    fn message_waits(&self) -> bool {
+        let place = self.cpus.get(H::current_cpu());
+        place.is_some_and(|p| p.with(|s| s.as_ref().is_some_and(SynicCpu::has_message)))
+    }
+}
+
+impl<H: Hal> Drop for VmBus<'_, H> {
+    /// Unloads where connected, and disables this processor's SynIC. Other processors should have
+    /// called [`stop_cpu`](Self::stop_cpu); otherwise their pages stay with the hypervisor, and
+    /// the next bus over the same memory goes on with them.
+    fn drop(&mut self) {
+        if self.link.get_mut().version().is_some() {
+            // Nobody is left to be told: the pages stay lent if the host does not answer.
+            let _ = self.unload();
+        }
+        for slot in self.slots {
+            slot.free();
+        }
+        self.stop_cpu();
+    }
+}

@@ -1,0 +1,370 @@
+//! A channel: two rings shared with the host, and a doorbell each way.
+//!
+//! Opening makes both rings, tells the host of their pages by one GPADL (`to_host` first), and
+//! opens the channel over it. From then on packets need neither the bus nor the other processors:
+//! [`Channel::send`] puts a packet into `to_host` and rings the host's doorbell where the ring's
+//! rules ask for it; [`Channel::receive`] takes one from `to_guest`.
+//!
+//! On the way of a packet this is the station between the device's driver
+//! ([`storage`](crate::storage), [`console`](crate::console)) and the ring
+//! ([`vmbus_proto::ring`]).
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use vmbus_proto::message::{ChannelId, Message, ModifyChannel, OpenChannel};
+use vmbus_proto::packet::{Outgoing, Packet};
+use vmbus_proto::ring::{
+    Consumer, Control, FEATURE_PENDING_SEND_SIZE, Producer, RingMemory, Signal,
+};
+use vmbus_proto::version::Version;
+
+use crate::bus::{Expected, Offer, Slot, Turn, VmBus};
+use crate::clock::Deadline;
+use crate::error::{Error, Waited};
+use crate::hal::Hal;
+use crate::shared::Ring;
+use crate::sync::IrqMutex;
+
+/// How to open a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Bytes of data in the `to_host` ring, rounded up to whole pages.
+    pub to_host: u32,
+    /// Bytes of data in the `to_guest` ring, rounded up to whole pages.
+    pub to_guest: u32,
+    /// The processor to interrupt; `None` for the one that opens the channel. Its SynIC has to be
+    /// enabled.
+    pub cpu: Option<usize>,
+    /// For the device, by its own protocol.
+    pub user_data: [u8; 120],
+}
+
+impl Default for OpenOptions {
+    /// Rings of 64 KiB, interrupts to the processor that opens.
+    fn default() -> Self {
+        Self {
+            to_host: 64 << 10,
+            to_guest: 64 << 10,
+            cpu: None,
+            user_data: [0; 120],
+        }
+    }
+}
+
+/// [`Channel::state`]: packets may go both ways.
+const OPEN: u32 = 0;
+/// [`Channel::state`]: the host wrote what cannot be; only closing is left.
+const BROKEN: u32 = 1;
+/// [`Channel::state`]: closed, the rings are ours again or lost.
+const CLOSED: u32 = 2;
+
+/// An open channel. Dropped, it is closed, which waits for the host.
+pub struct Channel<'b, H: Hal> {
+    bus: &'b VmBus<'b, H>,
+    slot: &'b Slot<H>,
+    relid: u32,
+    connection_id: u32,
+    /// Whether the channel has an event port of its own.
+    dedicated: bool,
+    gpadl: u32,
+    state: AtomicU32,
+    to_host: IrqMutex<H, Producer<Ring<H>>>,
+    to_guest: IrqMutex<H, Consumer<Ring<H>>>,
+}
+
+impl<'b, H: Hal> Channel<'b, H> {
+    /// Opens the channel of `offer`. Waits for the host.
+    ///
+    /// # Errors
+    /// The offer is gone or in use, there is no memory, the host refuses or is silent. The offer
+    /// is unused again then.
+    pub fn open(
+        bus: &'b VmBus<'b, H>,
+        offer: &Offer,
+        options: &OpenOptions,
+    ) -> Result<Self, Error> {
+        let cpu = options.cpu.unwrap_or_else(H::current_cpu);
+        let target_vp = bus.vp_index(cpu).ok_or(Error::TooManyCpus)?;
+        let slot = bus.slot_of(offer)?;
+        let message = slot.claim()?;
+        let channel = Self::establish(bus, slot, &message, options, target_vp);
+        if channel.is_err() {
+            bus.unclaim(slot);
+        }
+        channel
+    }
+
+    fn establish(
+        bus: &'b VmBus<'b, H>,
+        slot: &'b Slot<H>,
+        offer: &vmbus_proto::message::OfferChannel,
+        options: &OpenOptions,
+        target_vp: u32,
+    ) -> Result<Self, Error> {
+        let to_host = Ring::new(options.to_host).ok_or(Error::OutOfMemory)?;
+        let to_guest = Ring::new(options.to_guest).ok_or(Error::OutOfMemory)?;
+        for ring in [&to_host, &to_guest] {
+            // The host touches neither control page but for its own fields, so both bits are
+            // ours to set.
+            ring.store(Control::FeatureBits, FEATURE_PENDING_SEND_SIZE);
+            ring.dma().lend();
+        }
+        let mut channel = Self {
+            bus,
+            slot,
+            relid: offer.relid.get(),
+            connection_id: offer.connection_id.get(),
+            dedicated: offer.dedicated_interrupt.get() & 1 != 0,
+            gpadl: 0,
+            // Dropped before it is open, it has nothing to close.
+            state: AtomicU32::new(CLOSED),
+            to_host: IrqMutex::new(Producer::attach(to_host)?),
+            to_guest: IrqMutex::new(Consumer::attach(to_guest)?),
+        };
+
+        let turn = bus.turn()?;
+        let (upper, lower) = (channel.to_host.get_mut(), channel.to_guest.get_mut());
+        let (upper, lower) = (upper.memory().dma(), lower.memory().dma());
+        let downstream = upper.pfns().len();
+        let pfns = Pfns {
+            first: upper.pfns(),
+            second: lower.pfns(),
+        };
+        channel.gpadl = bus.create_gpadl(&turn, slot, pfns).inspect_err(|error| {
+            if matches!(error, Error::Refused(..) | Error::TooLong) {
+                upper.reclaim();
+                lower.reclaim();
+            }
+        })?;
+
+        let result = channel.ask_to_open(&turn, options, target_vp, downstream as u32);
+        if let Err(error) = result {
+            if matches!(error, Error::Timeout(_)) {
+                // It may have opened it all the same.
+                let _ = bus.post(&Message::CloseChannel(ChannelId::new(channel.relid)).encode());
+            }
+            channel.take_rings_back(&turn)?;
+            return Err(error);
+        }
+        channel.state.store(OPEN, Ordering::Release);
+        Ok(channel)
+    }
+
+    fn ask_to_open(
+        &self,
+        turn: &Turn<'_>,
+        options: &OpenOptions,
+        target_vp: u32,
+        downstream_page_offset: u32,
+    ) -> Result<(), Error> {
+        let open_id = self.bus.next_open_id.fetch_add(1, Ordering::Relaxed);
+        let body = OpenChannel {
+            relid: self.relid.into(),
+            open_id: open_id.into(),
+            ring_gpadl: self.gpadl.into(),
+            target_vp: target_vp.into(),
+            downstream_page_offset: downstream_page_offset.into(),
+            user_data: options.user_data,
+        };
+        let expected = Expected::keyed(Waited::Open, self.relid, open_id);
+        self.bus.expect(turn, expected);
+        self.bus.post(&Message::OpenChannel(body).encode())?;
+        self.bus
+            .answer(turn, Waited::Open, Some(self.slot), self.bus.deadline())?
+            .success()
+    }
+
+    /// The bus.
+    pub fn bus(&self) -> &'b VmBus<'b, H> {
+        self.bus
+    }
+
+    /// The number by which host and guest name the channel.
+    pub fn relid(&self) -> u32 {
+        self.relid
+    }
+
+    /// Whether the host has taken the device away.
+    pub fn is_rescinded(&self) -> bool {
+        self.slot.is_rescinded()
+    }
+
+    /// Event flags seen for this channel since it was offered.
+    pub fn events(&self) -> u32 {
+        self.slot.events()
+    }
+
+    /// That packets may go, or why not.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] also where the host corrupted the rings: only closing is left then.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.state.load(Ordering::Acquire) != OPEN {
+            Err(Error::Closed)
+        } else if self.is_rescinded() {
+            Err(Error::Rescinded)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Sends a packet and rings the doorbell where the host may sleep. Never waits; may be called
+    /// in interrupt context.
+    ///
+    /// # Errors
+    /// [`Error::Full`] when there is no room now: the host rings when there is.
+    pub fn send(&self, packet: &Outgoing<'_>) -> Result<(), Error> {
+        self.check()?;
+        let signal = self
+            .to_host
+            .with(|ring| ring.send(packet))
+            .map_err(|error| self.ring_error(error.into()))?;
+        self.ring_doorbell(signal);
+        Ok(())
+    }
+
+    /// Takes the next packet, copied into `buffer` and checked; `None` when there is none. Never
+    /// waits; may be called in interrupt context. Packets that came before the channel was
+    /// rescinded can still be taken.
+    ///
+    /// # Errors
+    /// A packet that cannot be, or is longer than `buffer`, ends the use of the channel.
+    pub fn receive<'p>(&self, buffer: &'p mut [u8]) -> Result<Option<Packet<'p>>, Error> {
+        if self.state.load(Ordering::Acquire) != OPEN {
+            return Err(Error::Closed);
+        }
+        let (packet, signal) = self
+            .to_guest
+            .with(|ring| {
+                let packet = ring.receive(buffer)?;
+                Ok((packet, ring.commit()?))
+            })
+            .map_err(|corrupt| self.ring_error(Error::Corrupt(corrupt)))?;
+        self.ring_doorbell(signal);
+        Ok(packet)
+    }
+
+    /// Whether a packet waits to be received, or the channel has come to an end.
+    pub fn has_news(&self) -> bool {
+        self.check().is_err() || self.to_guest.with(|ring| ring.available()) != Ok(0)
+    }
+
+    /// Waits until `done` has a value, letting time pass while the channel has no news.
+    pub(crate) fn wait<T>(
+        &self,
+        what: Waited,
+        mut deadline: Deadline<'_, H>,
+        mut done: impl FnMut() -> Result<Option<T>, Error>,
+    ) -> Result<T, Error> {
+        loop {
+            if let Some(value) = done()? {
+                return Ok(value);
+            }
+            if deadline.is_over() {
+                return Err(Error::Timeout(what));
+            }
+            // A kernel without interrupts still hears of a rescind this way.
+            self.bus.handle_interrupt();
+            self.bus.rest(|| self.has_news());
+        }
+    }
+
+    /// Has the host interrupt processor `cpu` for this channel from now on. Waits for the host,
+    /// where the version has an answer to wait for.
+    ///
+    /// # Errors
+    /// [`Error::NotInThisVersion`] below 4.1; [`Error::TooManyCpus`] where `cpu` has no SynIC.
+    pub fn set_cpu(&self, cpu: usize) -> Result<(), Error> {
+        self.check()?;
+        let version = self.bus.version().ok_or(Error::NotConnected)?;
+        if version < Version::V4_1 {
+            return Err(Error::NotInThisVersion);
+        }
+        let target_vp = self.bus.vp_index(cpu).ok_or(Error::TooManyCpus)?;
+        let body = ModifyChannel {
+            relid: self.relid.into(),
+            target_vp: target_vp.into(),
+        };
+        let turn = self.bus.turn()?;
+        let expected = Expected::keyed(Waited::Modify, self.relid, 0);
+        self.bus.expect(&turn, expected);
+        self.bus.post(&Message::ModifyChannel(body).encode())?;
+        if version < Version::V5_3 {
+            return Ok(());
+        }
+        self.bus
+            .answer(&turn, Waited::Modify, Some(self.slot), self.bus.deadline())?
+            .success()
+    }
+
+    /// Closes the channel and takes the rings back; a second time it does nothing. Waits for the
+    /// host.
+    ///
+    /// # Errors
+    /// The host did not give the memory back: the rings' pages are lost, and buffers that
+    /// requests have handed to it must be held to be in its use for ever.
+    pub fn close(&self) -> Result<(), Error> {
+        if self.state.swap(CLOSED, Ordering::AcqRel) == CLOSED {
+            return Ok(());
+        }
+        let result = self.bus.turn().and_then(|turn| {
+            let message = Message::CloseChannel(ChannelId::new(self.relid));
+            self.bus.post(&message.encode())?;
+            self.take_rings_back(&turn)
+        });
+        self.bus.unclaim(self.slot);
+        result
+    }
+
+    fn take_rings_back(&self, turn: &Turn<'_>) -> Result<(), Error> {
+        self.bus.teardown_gpadl(turn, self.slot, self.gpadl)?;
+        self.to_host.with(|ring| ring.memory().dma().reclaim());
+        self.to_guest.with(|ring| ring.memory().dma().reclaim());
+        Ok(())
+    }
+
+    fn ring_doorbell(&self, signal: Signal) {
+        if signal.is_needed() {
+            self.bus
+                .signal(self.relid, self.connection_id, self.dedicated);
+        }
+    }
+
+    /// Notes that a corrupt ring is not to be used any more.
+    fn ring_error(&self, error: Error) -> Error {
+        if matches!(error, Error::Corrupt(_)) {
+            let _ = self
+                .state
+                .compare_exchange(OPEN, BROKEN, Ordering::AcqRel, Ordering::Relaxed);
+        }
+        error
+    }
+}
+
+impl<H: Hal> Drop for Channel<'_, H> {
+    fn drop(&mut self) {
+        // Nobody is left to be told: pages the host did not give back stay lent.
+        let _ = self.close();
+    }
+}
+
+/// The frame numbers of two rings, one after the other.
+struct Pfns<I> {
+    first: I,
+    second: I,
+}
+
+impl<I: ExactSizeIterator<Item = u64>> Iterator for Pfns<I> {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        self.first.next().or_else(|| self.second.next())
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let length = self.first.len().saturating_add(self.second.len());
+        (length, Some(length))
+    }
+}
+
+impl<I: ExactSizeIterator<Item = u64>> ExactSizeIterator for Pfns<I> {}

@@ -1,0 +1,120 @@
+//! The partition's reference time, and deadlines by it.
+//!
+//! The reference time counts units of 100 ns since the partition was made. An MSR reads it at the
+//! price of an exit; where the hypervisor offers the reference TSC page, a multiplication does
+//! (TLFS 12.7). The page says by its sequence 0 that it cannot be used now, for example
+//! where the host's own TSC is not stable.
+#![expect(unsafe_code, reason = "privileged instructions through `Hal`")]
+
+use core::marker::PhantomData;
+use core::sync::atomic::{Ordering, fence};
+use core::time::Duration;
+
+use vmbus_proto::hv::cpuid::privilege;
+use vmbus_proto::hv::msr;
+
+use crate::arch;
+use crate::hal::Hal;
+use crate::hypervisor::Features;
+use crate::shared::Dma;
+
+/// Offset of the sequence in the reference TSC page, in bytes; a `u32`.
+const TSC_SEQUENCE: usize = 0;
+/// Offset of the scale, in bytes; a `u64` fraction of 2^64.
+const TSC_SCALE: usize = 8;
+/// Offset of the offset, in bytes; an `i64` in units of 100 ns.
+const TSC_OFFSET: usize = 16;
+
+/// The reference clock.
+pub(crate) struct Clock<H: Hal> {
+    /// The reference TSC page, where there is one.
+    page: Option<Dma<H>>,
+    hal: PhantomData<fn() -> H>,
+}
+
+impl<H: Hal> Clock<H> {
+    /// Sets up the reference TSC page where the hypervisor offers it. The clock works without.
+    pub(crate) fn new(features: &Features) -> Self {
+        let offered = features.privileges & privilege::REFERENCE_TSC != 0;
+        let page = offered.then(|| Dma::new(1)).flatten();
+        if let Some(page) = &page {
+            page.lend();
+            // SAFETY: the privilege was checked; the page is lent until the register is cleared.
+            unsafe { H::wrmsr(msr::REFERENCE_TSC, page.paddr() | msr::PAGE_ENABLE) };
+        }
+        Self {
+            page,
+            hal: PhantomData,
+        }
+    }
+
+    /// The reference time in units of 100 ns.
+    pub(crate) fn now(&self) -> u64 {
+        self.page
+            .as_ref()
+            .and_then(Self::by_tsc)
+            .unwrap_or_else(|| {
+                // SAFETY: the privilege was checked at detection; reading has no effect.
+                unsafe { H::rdmsr(msr::TIME_REF_COUNT) }
+            })
+    }
+
+    /// The time by the page; `None` while it says no, or where it never stands still.
+    fn by_tsc(page: &Dma<H>) -> Option<u64> {
+        let sequence = page.u32_at(TSC_SEQUENCE)?;
+        // The hypervisor changes the page once in an age, at a migration: a few tries are plenty.
+        for _ in 0..4 {
+            let before = sequence.load(Ordering::Acquire);
+            if before == 0 {
+                return None;
+            }
+            let scale = page.u64_at(TSC_SCALE)?.load(Ordering::Relaxed);
+            let offset = page.u64_at(TSC_OFFSET)?.load(Ordering::Relaxed);
+            let tsc = arch::rdtsc();
+            fence(Ordering::Acquire);
+            if sequence.load(Ordering::Relaxed) == before {
+                let ticks = u128::from(tsc).wrapping_mul(u128::from(scale)) >> 64;
+                return Some((ticks as u64).wrapping_add(offset));
+            }
+        }
+        None
+    }
+}
+
+impl<H: Hal> Drop for Clock<H> {
+    fn drop(&mut self) {
+        if let Some(page) = &self.page {
+            // SAFETY: the register takes zero, and the page is not used after.
+            unsafe { H::wrmsr(msr::REFERENCE_TSC, 0) };
+            page.reclaim();
+        }
+    }
+}
+
+/// Looks between two readings of the clock: a reading may cost an exit.
+const TURNS_PER_READING: u32 = 32;
+
+/// The end of a wait.
+pub(crate) struct Deadline<'a, H: Hal> {
+    clock: &'a Clock<H>,
+    /// Reference time at which the wait is over.
+    end: u64,
+    turns: u32,
+}
+
+impl<'a, H: Hal> Deadline<'a, H> {
+    pub(crate) fn new(clock: &'a Clock<H>, timeout: Duration) -> Self {
+        let units = u64::try_from(timeout.as_nanos() / 100).unwrap_or(u64::MAX);
+        Self {
+            clock,
+            end: clock.now().saturating_add(units),
+            turns: 0,
+        }
+    }
+
+    /// Whether the wait is over. Asked once at each turn of a wait.
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.turns = self.turns.wrapping_add(1);
+        self.turns.is_multiple_of(TURNS_PER_READING) && self.clock.now() >= self.end
+    }
+}
