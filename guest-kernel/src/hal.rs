@@ -10,7 +10,7 @@ use crate::cpu;
 use crate::memory::frames;
 use core::ptr::NonNull;
 use core::time::Duration;
-use guest_vsc::{BufferDirection, Hal, PhysAddr};
+use guest_vsc::hal::{BufferDirection, Hal, PhysAddr};
 
 /// The longest sleep while waiting for the host. Its interrupt comes much sooner; should it get
 /// lost, the driver looks again after this, and `cpu::apic::timer_interrupts` tells on it.

@@ -16,6 +16,8 @@ mod boot;
 mod clock;
 mod cpu;
 mod devices;
+mod hal;
+mod hyperv;
 mod memory;
 mod options;
 mod power;

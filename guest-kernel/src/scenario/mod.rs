@@ -8,6 +8,7 @@ mod console;
 mod endings;
 mod pattern;
 mod storage;
+mod vmbus;
 
 use crate::devices::{Console, Disk};
 use crate::options::Options;
@@ -43,6 +44,12 @@ impl Machine<'_> {
         Ok(&mut **self.disk.insert(disk))
     }
 
+    /// Lets go of the devices, so that they are opened anew.
+    fn close_devices(&mut self) {
+        self.disk = None;
+        self.console = None;
+    }
+
     fn console(&mut self) -> Result<&mut dyn Console, String> {
         let console = match self.console.take() {
             Some(console) => console,
@@ -58,6 +65,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         boot::SCENARIOS,
         storage::SCENARIOS,
         console::SCENARIOS,
+        vmbus::SCENARIOS,
         endings::SCENARIOS,
     ]
     .into_iter()
