@@ -28,7 +28,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// A version that no host speaks. Hosts from before 5.0 have no port for it; they refuse 3.9.
+/// A version that no host speaks.
 const UNKNOWN: Version = Version::new(9, 9);
 
 /// How the command line wants the bus connected.
