@@ -55,6 +55,11 @@ impl Cache {
         self.root.join("bundles").join(name)
     }
 
+    /// Where a tool that is built from source lives, or will live.
+    pub fn tool(&self, name: &str) -> PathBuf {
+        self.root.join("tools").join(name)
+    }
+
     /// Takes the lock, waiting for another process that is filling the cache.
     pub(crate) fn lock(&self) -> Result<Lock> {
         let path = self.root.join("lock");

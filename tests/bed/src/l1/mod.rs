@@ -23,6 +23,7 @@ pub use command::{Command, Output};
 pub use process::Process;
 pub use rustix::process::Signal;
 
+use crate::cargo;
 use crate::error::{AtPath, Error, Result};
 use crate::initramfs;
 use crate::provision::{L1Kernel, Qemu};
@@ -46,7 +47,8 @@ const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet oops=panic panic=-1";
 #[derive(Debug)]
 pub struct L1 {
     connection: Arc<Connection>,
-    qemu: Child,
+    /// QEMU, or the agent where there is none in between.
+    child: Child,
     /// Holds the console log and the initramfs.
     _dir: tempfile::TempDir,
 }
@@ -120,7 +122,7 @@ impl L1 {
         let connection = Connection::start(ours, console).at("socket pair")?;
         let l1 = Self {
             connection,
-            qemu: child,
+            child,
             _dir: dir,
         };
         if let Err(error) = l1.connection.wait_ready(BOOT_DEADLINE) {
@@ -139,6 +141,33 @@ impl L1 {
             });
         }
         Ok(l1)
+    }
+
+    /// This machine itself behind the same interface: the agent runs here as a child process. For
+    /// those who want to do one thing either here or in the bed.
+    pub fn on_this_machine() -> Result<Self> {
+        let agent = cargo::l1_agent()?;
+        let dir = tempfile::Builder::new()
+            .prefix("vmbus-here-")
+            .tempdir()
+            .at("/tmp")?;
+        let log = dir.path().join("agent.log");
+        let (ours, theirs) = UnixStream::pair().at("socket pair")?;
+        let child = std::process::Command::new(&agent)
+            .arg("--stdin")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).at(&log)?)
+            .spawn()
+            .at(&agent)?;
+        let connection = Connection::start(ours, log).at("socket pair")?;
+        let here = Self {
+            connection,
+            child,
+            _dir: dir,
+        };
+        here.connection.wait_ready(BOOT_DEADLINE)?;
+        Ok(here)
     }
 
     /// Whether the L1 answers; an [`Error::BedDied`] when not.
@@ -254,15 +283,15 @@ impl L1 {
 
     /// Process id of the QEMU that runs this L1.
     pub fn qemu_pid(&self) -> u32 {
-        self.qemu.id()
+        self.child.id()
     }
 }
 
 impl Drop for L1 {
     fn drop(&mut self) {
-        // Either may fail because QEMU has ended already, which is what is wanted.
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
+        // Either may fail because it has ended already, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

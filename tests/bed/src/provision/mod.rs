@@ -1,7 +1,7 @@
 //! What the bed needs from outside, fetched on demand into the cache.
 //!
 //! Packages come from the Debian mirror that this machine's own apt uses, resolved through the
-//! suite's signed index with a private apt configuration ([`apt`]), checked against the index's
+//! suite's signed index with a private apt configuration, checked against the index's
 //! SHA-256, and unpacked into the cache ([`debian`]). Nothing is installed.
 
 mod apt;

@@ -1,0 +1,89 @@
+//! `cargo deny check`: licences, bans and sources gate; advisories where their database can be
+//! reached.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{bail, ensure};
+use bed::cargo;
+
+use crate::step::{self, Ran};
+
+/// The release that is built into the cache where there is no `cargo deny` on the path.
+const VERSION: &str = "0.20.2";
+
+/// The manifests whose dependencies are checked.
+const MANIFESTS: [&str; 2] = ["Cargo.toml", "guest-kernel/Cargo.toml"];
+
+/// Checks both workspaces.
+pub(super) fn run() -> anyhow::Result<()> {
+    let program = program()?;
+    for manifest in MANIFESTS {
+        let name = format!("deny {manifest}");
+        step::run(
+            &name,
+            check(&program, manifest, &["licenses", "bans", "sources"]),
+        )?;
+    }
+    for manifest in MANIFESTS {
+        let name = format!("deny advisories {manifest}");
+        let Ran { status, lines } =
+            step::try_run(&name, check(&program, manifest, &["advisories"]))?;
+        if status.success() {
+            continue;
+        }
+        if lines
+            .iter()
+            .any(|line| line.contains("failed to fetch advisory database"))
+        {
+            println!("advisories: not checked (their database can't be reached)");
+            return Ok(());
+        }
+        bail!("{name}: {status}\n{}", lines.join("\n"));
+    }
+    Ok(())
+}
+
+fn check(program: &PathBuf, manifest: &str, what: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command
+        .current_dir(cargo::workspace())
+        .args(["--manifest-path", manifest, "check", "--config"])
+        .arg(cargo::workspace().join("deny.toml"))
+        .args(what);
+    command
+}
+
+/// `cargo-deny` of the path, else the one in the cache, built there once.
+fn program() -> anyhow::Result<PathBuf> {
+    let on_path = Command::new("cargo-deny").arg("--version").output();
+    if on_path.is_ok_and(|output| output.status.success()) {
+        return Ok("cargo-deny".into());
+    }
+    let root = bed::cache::Cache::open()?.tool(&format!("cargo-deny-{VERSION}"));
+    let program = root.join("bin/cargo-deny");
+    if !program.is_file() {
+        let mut command = cargo::cargo();
+        command
+            .args([
+                "install",
+                "--locked",
+                "--version",
+                VERSION,
+                "cargo-deny",
+                "--root",
+            ])
+            .arg(&root)
+            .env_remove("CARGO_TARGET_DIR");
+        step::run(
+            "building cargo-deny into the cache (once, some minutes)",
+            command,
+        )?;
+    }
+    ensure!(
+        program.is_file(),
+        "{} is missing after its installation",
+        program.display()
+    );
+    Ok(program)
+}

@@ -1,0 +1,26 @@
+//! Tests that need no virtual machine.
+
+use super::lints::workspace;
+use crate::step;
+
+/// Unit, property, golden-byte and in-process tests of the workspace.
+pub(super) fn run() -> anyhow::Result<()> {
+    let lines = step::run(
+        "tests",
+        workspace(&["test", "--workspace", "--exclude", "e2e"]),
+    )?;
+    let mut passed = 0;
+    for line in lines
+        .iter()
+        .filter(|line| line.starts_with("test result: ok."))
+    {
+        passed += line
+            .split(' ')
+            .nth(3)
+            .and_then(|count| count.parse::<u32>().ok())
+            .unwrap_or(0);
+    }
+    anyhow::ensure!(passed > 0, "`cargo test` ran no test at all");
+    println!("test result: ok. {passed} passed natively");
+    Ok(())
+}
