@@ -2,6 +2,7 @@
 
 mod deny;
 mod lints;
+mod module;
 mod natively;
 
 use std::process::Command;
@@ -28,7 +29,7 @@ struct Tier {
 }
 
 /// All tiers in the order they run.
-const TIERS: [Tier; 6] = [
+const TIERS: [Tier; 7] = [
     Tier {
         name: "fmt",
         about: "the format of every file",
@@ -48,6 +49,11 @@ const TIERS: [Tier; 6] = [
         name: "deny",
         about: "licences, bans, sources, advisories",
         run: deny::run,
+    },
+    Tier {
+        name: "module",
+        about: "vmbus-proto as a part of a Linux kernel module",
+        run: module::run,
     },
     Tier {
         name: "native",

@@ -6,6 +6,7 @@
 
 mod apt;
 pub mod debian;
+pub mod kernel_rustc;
 mod l1_kernel;
 mod qemu;
 pub mod rust_src;
