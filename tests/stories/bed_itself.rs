@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
-use bed::l1::Signal;
+use bed::l1::{L1, Signal};
 use e2e::{Entry, Story};
 
 pub(crate) const STORIES: &[Entry] = &[
     Entry::new("kvm_has_hyperv", kvm_has_hyperv),
     Entry::new("kernel_can_be_watched", kernel_can_be_watched),
     Entry::new("processes_and_files", processes_and_files),
+    Entry::new("a_dead_l1_is_noticed", a_dead_l1_is_noticed),
     Entry::new("deadlines_and_signals", deadlines_and_signals),
 ];
 
@@ -98,4 +99,24 @@ fn deadlines_and_signals(story: &mut Story) -> anyhow::Result<()> {
         Err(bed::Error::Ended { .. }) => Ok(()),
         other => bail!("an ended process gave {other:?}"),
     }
+}
+
+/// An L1 of its own, since this one is not to come back.
+fn a_dead_l1_is_noticed(_: &mut Story) -> anyhow::Result<()> {
+    let l1 = L1::boot()?;
+    let mut waiting = l1.shell("echo begun; sleep 100").spawn()?;
+    waiting.expect("begun", SHORT)?;
+    let panic = l1.shell("echo c > /proc/sysrq-trigger").spawn();
+    match waiting.wait(SHORT) {
+        Err(bed::Error::BedDied { console, .. }) => {
+            ensure!(console.contains("Kernel panic"), "L1's console: {console}");
+        }
+        other => bail!("a panic of L1 gave {other:?}"),
+    }
+    drop(panic);
+    ensure!(
+        matches!(l1.check(), Err(bed::Error::BedDied { .. })),
+        "a dead L1 answers"
+    );
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! The one door to the repository: `cargo xtask demo`, `cargo xtask test`, `cargo xtask soak`.
 //!
 //! * `demo` boots the guest kernel on `host-vsp` and tells the story ([`demo`]).
-//! * `test` runs every tier and stops at the first that fails ([`test`]).
+//! * `test` runs every tier and stops at the first that fails ([`mod@test`]).
 //! * `soak` tells the stories with long counts ([`test::soak`]).
 //! * `provision` only fetches and builds what the bed needs.
 

@@ -48,8 +48,9 @@ fn check(program: &PathBuf, manifest: &str, what: &[&str]) -> Command {
     let mut command = Command::new(program);
     command
         .current_dir(cargo::workspace())
-        .args(["--manifest-path", manifest, "check", "--config"])
+        .args(["--manifest-path", manifest, "--config"])
         .arg(cargo::workspace().join("deny.toml"))
+        .arg("check")
         .args(what);
     command
 }

@@ -2,6 +2,7 @@
 //! can be read without touching the machine's.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -248,11 +249,7 @@ pub(crate) fn output_of(command: &mut Command) -> Result<String> {
         stderr,
     } = command.output().map_err(|error| {
         if error.kind() == std::io::ErrorKind::NotFound {
-            Error::Setup(format!(
-                "`{}` is not on this machine: the bed fetches its parts with Debian's tools; on \
-                 another system set VMBUS_QEMU, VMBUS_L1_KERNEL and VMBUS_BUSYBOX instead",
-                command.get_program().display()
-            ))
+            missing(command.get_program())
         } else {
             Error::Command {
                 command: shown.clone(),
@@ -269,6 +266,19 @@ pub(crate) fn output_of(command: &mut Command) -> Result<String> {
     Err(Error::Command {
         command: shown,
         why: format!("{status}: {tail}"),
+    })
+}
+
+/// What to say when `program` is not there.
+fn missing(program: &OsStr) -> Error {
+    let program = program.display();
+    Error::Setup(if program.to_string().starts_with("apt") {
+        format!(
+            "`{program}` is not on this machine: the bed fetches its parts with Debian's tools; \
+             elsewhere set VMBUS_QEMU, VMBUS_L1_KERNEL and VMBUS_BUSYBOX to parts of your own"
+        )
+    } else {
+        format!("`{program}` is not on this machine, and the bed needs it: install it")
     })
 }
 
