@@ -4,6 +4,7 @@ use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 
 use crate::error::{Error, Result};
 use crate::progress::Step;
@@ -32,9 +33,17 @@ pub fn host_vsp() -> Result<PathBuf> {
     static_binary("host-vsp", "host-vsp")
 }
 
-/// Builds the agent that the bed runs in L1 and returns its path.
+/// Builds the agent that the bed runs in L1, once per process, and returns its path.
 pub fn l1_agent() -> Result<PathBuf> {
-    static_binary("bed", "l1-agent")
+    static BUILT: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let mut built = BUILT
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(path) = &*built {
+        return Ok(path.clone());
+    }
+    let path = static_binary("bed", "l1-agent")?;
+    Ok(built.insert(path).clone())
 }
 
 /// Builds the program `bin` of workspace package `package` as a static release binary, which

@@ -1,7 +1,14 @@
 //! `cargo xtask demo`: one disk's work over VMBus, told on one screen.
+//!
+//! A disk image is made here, brought to where the machine runs ([`place`]), worked on by the
+//! guest ([`story`]), brought back after `host-vsp` has closed it, and compared byte by byte with
+//! what the guest was told to write ([`image`]).
 
 mod image;
 mod place;
+mod story;
+
+use std::fs;
 
 use anyhow::Context;
 use clap::Args;
@@ -26,14 +33,28 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let dir = tempfile::Builder::new()
         .prefix("vmbus-demo-")
         .tempdir_in("/tmp")?;
-    let there = dir
-        .path()
-        .to_str()
-        .context("a temporary directory with an odd name")?;
-    let (_place, _programs) = place::open(options.place, there)?;
+    let path = |name: &str| -> anyhow::Result<String> {
+        let path = dir.path().join(name);
+        Ok(path
+            .to_str()
+            .context("the temporary directory has an odd name")?
+            .to_owned())
+    };
+    let there = path("there")?;
+    let (place, programs) = place::open(options.place, &there)?;
+
     let task = image::Task::random();
     let mut expected = image::create();
+    let (local, disk) = (path("disk.img")?, format!("{there}/disk.img"));
+    fs::write(&local, &expected).with_context(|| local.clone())?;
+    place.put(&local, &disk)?;
     image::apply(&mut expected, &task);
-    image::verify(dir.path(), &expected)?;
+
+    story::tell(&place, &programs, &disk, &task)?;
+
+    let sha256 = image::verify(&place.get(&disk)?, &expected)?;
+    let (megabytes, blocks) = (expected.len() >> 20, task.blocks);
+    println!("file:      all {megabytes} MiB are as they must be after {blocks} blocks written");
+    println!("           SHA-256 {sha256}");
     Ok(())
 }

@@ -106,8 +106,13 @@ fn stories() -> anyhow::Result<()> {
 
 fn tell_stories() -> Command {
     let mut command = bed::cargo::cargo();
-    command
-        .current_dir(bed::cargo::workspace())
-        .args(["test", "--package", "e2e", "--"]);
+    command.current_dir(bed::cargo::workspace()).args([
+        "test",
+        "--package",
+        "e2e",
+        "--test",
+        "stories",
+        "--",
+    ]);
     command
 }

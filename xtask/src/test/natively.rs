@@ -9,6 +9,10 @@ pub(super) fn run() -> anyhow::Result<()> {
         "tests",
         workspace(&["test", "--workspace", "--exclude", "e2e"]),
     )?;
+    step::run(
+        "tests of the story harness",
+        workspace(&["test", "--package", "e2e", "--doc"]),
+    )?;
     let mut passed = 0;
     for line in lines
         .iter()

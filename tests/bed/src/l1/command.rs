@@ -13,6 +13,9 @@ use crate::wire::{Request, Status};
 /// Starting a program takes less than this in a healthy L1.
 const SPAWN_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Most characters of a command line in a message.
+const SHOWN: usize = 60;
+
 /// A command being put together.
 #[derive(Debug, Clone)]
 pub struct Command {
@@ -59,7 +62,7 @@ impl Command {
     /// Starts it.
     pub fn spawn(self) -> Result<Process> {
         let id = self.connection.new_id();
-        let shown = self.argv.join(" ");
+        let shown = short(&self.argv);
         let request = Request::Spawn {
             id,
             argv: self.argv,
@@ -85,6 +88,18 @@ impl Command {
         process.close_stdin()?;
         process.finish(limit)
     }
+}
+
+/// The command line for messages: the program without its directory, and not all of a long rest.
+fn short(argv: &[String]) -> String {
+    let line = argv.join(" ");
+    let program = argv.first().map_or("", String::as_str);
+    let name_at = program.rfind('/').map_or(0, |slash| slash + 1);
+    let mut shown: String = line[name_at..].chars().take(SHOWN).collect();
+    if shown.len() < line.len() - name_at {
+        shown.push_str(" …");
+    }
+    shown
 }
 
 /// How a process ended and what it printed.
