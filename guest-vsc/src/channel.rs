@@ -143,7 +143,8 @@ impl<'b, H: Hal> Channel<'b, H> {
                 // It may have opened it all the same.
                 let _ = bus.post(&Message::CloseChannel(ChannelId::new(channel.relid)).encode());
             }
-            channel.take_rings_back(&turn)?;
+            // The first error is the one to report; what is not given back stays lent.
+            let _ = channel.take_rings_back(&turn);
             return Err(error);
         }
         channel.state.store(OPEN, Ordering::Release);
@@ -189,9 +190,15 @@ impl<'b, H: Hal> Channel<'b, H> {
         self.slot.is_rescinded()
     }
 
-    /// Event flags seen for this channel since it was offered.
-    pub fn events(&self) -> u32 {
+    /// A number that changes when there was news: an event flag, or another processor's taking of
+    /// packets.
+    pub fn news(&self) -> u32 {
         self.slot.events()
+    }
+
+    /// Tells processors that wait on this channel that packets were taken.
+    pub(crate) fn tell(&self) {
+        self.slot.event();
     }
 
     /// That packets may go, or why not.
@@ -257,6 +264,7 @@ impl<'b, H: Hal> Channel<'b, H> {
         mut done: impl FnMut() -> Result<Option<T>, Error>,
     ) -> Result<T, Error> {
         loop {
+            let seen = self.news();
             if let Some(value) = done()? {
                 return Ok(value);
             }
@@ -265,7 +273,7 @@ impl<'b, H: Hal> Channel<'b, H> {
             }
             // A kernel without interrupts still hears of a rescind this way.
             self.bus.handle_interrupt();
-            self.bus.rest(|| self.has_news());
+            self.bus.rest(|| self.news() != seen || self.has_news());
         }
     }
 

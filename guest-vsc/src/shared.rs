@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use vmbus_proto::PAGE_SIZE;
 use vmbus_proto::ring::{Control, RingMemory};
 
+use crate::PAGE;
 use crate::hal::{BufferDirection, Hal, PhysAddr};
 
 /// Pages shared with the host.
@@ -55,7 +56,7 @@ impl<H: Hal> Dma<H> {
 
     /// The frame numbers of the pages.
     pub(crate) fn pfns(&self) -> impl ExactSizeIterator<Item = u64> + Clone + use<H> {
-        let first = self.paddr / PAGE_SIZE as u64;
+        let first = self.paddr / PAGE;
         (0..self.pages).map(move |page| first.saturating_add(page as u64))
     }
 

@@ -8,9 +8,9 @@ use core::marker::PhantomData;
 use crate::hal::Hal;
 
 /// A value behind a spin lock that is held with interrupts off.
-pub(crate) struct IrqMutex<H, T> {
-    inner: spin::Mutex<T>,
+pub(crate) struct IrqMutex<H, T: ?Sized> {
     hal: PhantomData<fn() -> H>,
+    inner: spin::Mutex<T>,
 }
 
 /// Turns interrupts back on when the lock is released, also by a panic.
@@ -40,7 +40,7 @@ impl<H, T> IrqMutex<H, T> {
     }
 }
 
-impl<H: Hal, T> IrqMutex<H, T> {
+impl<H: Hal, T: ?Sized> IrqMutex<H, T> {
     /// Runs `f` on the value.
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         // Declared before the guard, so dropped after it.

@@ -131,7 +131,7 @@ impl<H: Hal> SynicCpu<H> {
     /// Takes the event flags up to relid `highest` and passes each one that was set to `event`.
     pub(crate) fn take_events(&self, highest: u32, mut event: impl FnMut(u32)) {
         for word in 0..=(highest.min(EVENT_FLAG_COUNT - 1) / u64::BITS) {
-            let offset = FLAGS.saturating_add(word as usize * size_of::<u64>());
+            let offset = FLAGS.saturating_add((word as usize).saturating_mul(size_of::<u64>()));
             let Some(flags) = self.events.u64_at(offset) else {
                 return;
             };

@@ -98,10 +98,8 @@ pub(crate) unsafe fn hypercall(control: u64, input: u64, output: u64) -> u64 {
 
 /// The time stamp counter.
 pub(crate) fn rdtsc() -> u64 {
-    // SAFETY: every 64-bit processor has it. A load fence before it keeps it after the loads
-    // that came before in program order.
-    unsafe {
-        core::arch::x86_64::_mm_lfence();
-        core::arch::x86_64::_rdtsc()
-    }
+    // SAFETY: every 64-bit processor has it. The fence keeps the reading after earlier loads.
+    unsafe { core::arch::x86_64::_mm_lfence() };
+    // SAFETY: every 64-bit processor has it.
+    unsafe { core::arch::x86_64::_rdtsc() }
 }

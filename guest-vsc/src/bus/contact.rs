@@ -75,7 +75,8 @@ impl<H: Hal> Link<H> {
 
     /// Sets a channel's bit in the legacy interrupt page, for channels that share an event port.
     pub(super) fn set_interrupt_bit(&self, relid: u32) {
-        let word = SEND_INTERRUPTS.saturating_add((relid / u32::BITS) as usize * size_of::<u32>());
+        let byte = (relid / u32::BITS).saturating_mul(size_of::<u32>() as u32);
+        let word = SEND_INTERRUPTS.saturating_add(byte as usize);
         if let Some(pages) = &self.pages
             && let Some(bits) = pages.u32_at(word)
         {

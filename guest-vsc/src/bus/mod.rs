@@ -66,11 +66,11 @@ impl<H: Hal, const CPUS: usize, const CHANNELS: usize> Default for BusMemory<H, 
     }
 }
 
-/// The use of a [`BusMemory`]; given back when dropped.
-struct Claim<'m>(&'m AtomicBool);
+/// The use of a driver's memory; given back when dropped.
+pub(crate) struct Claim<'m>(&'m AtomicBool);
 
 impl<'m> Claim<'m> {
-    fn new(flag: &'m AtomicBool) -> Option<Self> {
+    pub(crate) fn new(flag: &'m AtomicBool) -> Option<Self> {
         (!flag.swap(true, Ordering::Acquire)).then_some(Self(flag))
     }
 }

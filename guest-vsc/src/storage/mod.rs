@@ -1,0 +1,508 @@
+//! Disks: SCSI over a VMBus channel.
+//!
+//! [`Storage`] is one disk behind a synthetic SCSI controller. A read goes so: the driver builds
+//! a CDB ([`vmbus_proto::scsi`]), wraps it into a packet ([`vmbus_proto::storvsp`]) together with
+//! the list of the buffer's pages, and sends that over the [`channel`](crate::channel); the host
+//! moves the data straight between disk and buffer and completes the packet.
+//!
+//! There are two ways to use it, side by side and from any processor:
+//!
+//! - [`read_blocks`](Storage::read_blocks), [`write_blocks`](Storage::write_blocks),
+//!   [`flush`](Storage::flush) borrow a buffer and wait.
+//! - [`submit_read`](Storage::submit_read) and [`submit_write`](Storage::submit_write) take a
+//!   buffer by value, return a [`Token`] and do not wait. [`poll`](Storage::poll), also from an
+//!   interrupt handler, gives the buffer back when the host is done with it. Many requests may be
+//!   in flight, as many as [`StorageMemory`] has places.
+//!
+//! A buffer may lie anywhere, in any alignment. The host's answers are checked: a completion that
+//! answers nothing is counted and dropped, a length that cannot be is an error.
+
+mod blocking;
+mod buffer;
+mod error;
+mod request;
+
+pub use blocking::Data;
+pub use buffer::Buffer;
+pub use error::StorageError;
+pub use request::{StorageMemory, Token};
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::time::Duration;
+
+use vmbus_proto::PAGE_SIZE;
+use vmbus_proto::gpa::GpaRangeWriter;
+use vmbus_proto::packet::{Outgoing, PacketKind};
+use vmbus_proto::scsi::{Capacity, Cdb, MODE_DEVICE_WRITE_PROTECT, PAGE_ALL};
+use vmbus_proto::storvsp::{
+    DATA_IN, DATA_OUT, Operation, ProtocolVersion, Srb, VstorPacket, status,
+};
+
+use crate::bus::{Claim, Offer, VmBus, count};
+use crate::channel::{Channel, OpenOptions};
+use crate::clock::Deadline;
+use crate::error::{Error, Waited};
+use crate::hal::{BufferDirection, Hal};
+use crate::sync::IrqMutex;
+use buffer::{MAX_PAGES, Mapping};
+use error::outcome;
+use request::{Entry, Finished, Table};
+
+/// Class of the controller, for [`VmBus::find`].
+pub use vmbus_proto::storvsp::SCSI_CLASS as CLASS;
+
+/// Bytes of a sector, the unit of addresses and of [`Storage::capacity`].
+pub const SECTOR_SIZE: usize = 512;
+
+/// Longest packet the controller sends, descriptor not counted, in bytes.
+const MAX_PACKET: usize = 256;
+
+/// Packets taken in one go, so that a storm of them cannot keep a processor for ever.
+const PACKETS_AT_ONCE: u32 = 1024;
+
+/// How to open a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StorageOptions {
+    /// The logical unit.
+    pub lun: u8,
+    /// How long a request may take where the caller waits for it.
+    pub timeout: Duration,
+    /// Rings and processor of the channel.
+    pub channel: OpenOptions,
+}
+
+impl Default for StorageOptions {
+    /// Unit 0, 30 seconds, rings of 64 KiB.
+    fn default() -> Self {
+        Self {
+            lun: 0,
+            timeout: Duration::from_secs(30),
+            channel: OpenOptions::default(),
+        }
+    }
+}
+
+/// A request that is done.
+#[derive(Debug)]
+pub struct Completion<B> {
+    /// Which one.
+    pub token: Token,
+    /// Its buffer.
+    pub buffer: B,
+    /// What came of it.
+    pub result: Result<(), StorageError>,
+}
+
+/// A disk. Dropped, it is closed, which waits for the host; buffers still in flight are dropped
+/// when the host has given them back, else lost.
+pub struct Storage<'b, H: Hal, B: Buffer = &'static mut [u8]> {
+    channel: Channel<'b, H>,
+    table: &'b IrqMutex<H, Table<[Entry<B>]>>,
+    lun: u8,
+    timeout: Duration,
+    /// Bytes of a packet, as of the negotiated version.
+    packet_size: usize,
+    /// Most bytes of one request; whole pages.
+    max_transfer: usize,
+    capacity: Capacity,
+    read_only: bool,
+    /// Capacity in sectors, as the device said last.
+    sectors: AtomicU64,
+    /// The host said that the set of units has changed.
+    changed: AtomicBool,
+    closed: AtomicBool,
+    _claim: Claim<'b>,
+}
+
+impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
+    /// Opens a disk of the controller that `offer` names. Waits for the host.
+    ///
+    /// # Errors
+    /// The channel cannot be opened, the controller refuses, or the disk does not answer.
+    pub fn open<const REQUESTS: usize>(
+        bus: &'b VmBus<'b, H>,
+        offer: &Offer,
+        memory: &'b StorageMemory<H, B, REQUESTS>,
+        options: &StorageOptions,
+    ) -> Result<Self, StorageError> {
+        let claim = Claim::new(&memory.claimed).ok_or(Error::MemoryInUse)?;
+        let table: &IrqMutex<H, Table<[Entry<B>]>> = &memory.table;
+        table.with(Table::reset);
+        let mut disk = Self {
+            channel: Channel::open(bus, offer, &options.channel)?,
+            table,
+            lun: options.lun,
+            timeout: options.timeout,
+            packet_size: ProtocolVersion::V5_1.packet_size(),
+            max_transfer: PAGE_SIZE,
+            capacity: Capacity {
+                blocks: 0,
+                block_length: SECTOR_SIZE as u32,
+            },
+            read_only: false,
+            sectors: AtomicU64::new(0),
+            changed: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            _claim: claim,
+        };
+        disk.initialize()?;
+        disk.identify()?;
+        Ok(disk)
+    }
+
+    /// The conversation that begins every use of a controller.
+    fn initialize(&mut self) -> Result<(), StorageError> {
+        self.expect_done(&VstorPacket::request(Operation::BeginInitialization))?;
+        let mut refusal = StorageError::Bus(Error::Protocol("no version"));
+        let mut agreed = None;
+        for version in ProtocolVersion::NEWEST_FIRST {
+            match self.expect_done(&VstorPacket::query_protocol_version(version as u16)) {
+                Ok(_) => {
+                    agreed = Some(version);
+                    break;
+                }
+                Err(error @ StorageError::Refused(..)) => refusal = error,
+                Err(error) => return Err(error),
+            }
+        }
+        self.packet_size = agreed.ok_or(refusal)?.packet_size();
+        let properties = self
+            .expect_done(&VstorPacket::request(Operation::QueryProperties))?
+            .properties();
+        let pages = properties.max_transfer_bytes.get() as usize / PAGE_SIZE;
+        // One page more than the data has, as a buffer may begin anywhere in a page.
+        let pages = pages.clamp(1, MAX_PAGES.saturating_sub(1));
+        self.max_transfer = pages.saturating_mul(PAGE_SIZE);
+        self.expect_done(&VstorPacket::request(Operation::EndInitialization))?;
+        Ok(())
+    }
+
+    fn expect_done(&self, packet: &VstorPacket) -> Result<VstorPacket, StorageError> {
+        let answer = self.ask(packet)?;
+        match answer.status.get() {
+            status::SUCCESS => Ok(answer),
+            refused => {
+                let operation = packet.operation().unwrap_or(Operation::CompleteIo);
+                Err(StorageError::Refused(operation, refused))
+            }
+        }
+    }
+
+    /// Asks the disk for its size, and whether it may be written to.
+    fn identify(&mut self) -> Result<(), StorageError> {
+        match self.with_attention(&Cdb::TestUnitReady, &mut Data::None) {
+            // Not ready now may be ready later; its size tells.
+            Ok(_) | Err(StorageError::Device(_)) => {}
+            Err(error) => return Err(error),
+        }
+        self.capacity = self.read_capacity()?;
+        // So far reads and writes counted in sectors; from here on in the disk's own blocks.
+        let per_block = self.block_size() / SECTOR_SIZE;
+        let sectors = self.capacity.blocks.saturating_mul(per_block as u64);
+        // Blocks are powers of two, so this rounds down to whole ones.
+        self.max_transfer &= !self.block_size().saturating_sub(1);
+        self.sectors.store(sectors, Ordering::Relaxed);
+        self.read_only = self.read_write_protect()?;
+        Ok(())
+    }
+
+    fn read_capacity(&self) -> Result<Capacity, StorageError> {
+        let mut data = [0; 32];
+        let moved = self.with_attention(&Cdb::ReadCapacity10, &mut Data::In(&mut data[..8]))?;
+        let short = data.get(..moved as usize).unwrap_or_default();
+        let capacity = match Capacity::parse_10(short) {
+            Some(Some(capacity)) => Some(capacity),
+            // Too large to say in 32 bits.
+            Some(None) => {
+                let cdb = Cdb::ReadCapacity16 {
+                    allocation_length: data.len() as u32,
+                };
+                let moved = self.with_attention(&cdb, &mut Data::In(&mut data))?;
+                Capacity::parse_16(data.get(..moved as usize).unwrap_or_default())
+            }
+            None => None,
+        };
+        // Blocks are whole sectors, and a block fits one request.
+        capacity
+            .filter(|capacity| {
+                let length = capacity.block_length as usize;
+                length.is_power_of_two() && length >= SECTOR_SIZE && length <= self.max_transfer
+            })
+            .ok_or(StorageError::Bus(Error::Protocol("absurd capacity")))
+    }
+
+    /// Whether the disk says that it must not be written to. One that has no mode pages says no.
+    fn read_write_protect(&self) -> Result<bool, StorageError> {
+        let mut data = [0; 192];
+        let cdb = Cdb::ModeSense {
+            long: false,
+            no_block_descriptor: false,
+            values: 0,
+            page: PAGE_ALL,
+            subpage: 0,
+            allocation_length: data.len() as u16,
+        };
+        match self.with_attention(&cdb, &mut Data::In(&mut data)) {
+            Ok(moved) if moved >= 4 => Ok(data[2] & MODE_DEVICE_WRITE_PROTECT != 0),
+            Ok(_) => Ok(false),
+            Err(StorageError::Device(_) | StorageError::Status { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Size in sectors of 512 bytes.
+    pub fn capacity(&self) -> u64 {
+        self.sectors.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of a block: what is read and written at least.
+    pub fn block_size(&self) -> usize {
+        self.capacity.block_length as usize
+    }
+
+    /// Whether the disk must not be written to.
+    pub fn readonly(&self) -> bool {
+        self.read_only
+    }
+
+    /// Most bytes of one submitted request.
+    pub fn max_transfer(&self) -> usize {
+        self.max_transfer
+    }
+
+    /// Whether the host has said, since the last call, that the controller's set of units has
+    /// changed.
+    pub fn take_changed(&self) -> bool {
+        self.changed.swap(false, Ordering::Relaxed)
+    }
+
+    /// The channel.
+    pub fn channel(&self) -> &Channel<'b, H> {
+        &self.channel
+    }
+
+    /// Requests that are in flight, or done and not yet taken.
+    pub fn in_flight(&self) -> usize {
+        self.table.with(|table| table.busy())
+    }
+
+    /// Starts to read whole blocks from `sector` (of 512 bytes) on. Never waits.
+    ///
+    /// # Errors
+    /// [`Error::Full`] where as many requests are in flight as fit; the buffer comes back.
+    pub fn submit_read(&self, sector: u64, buffer: B) -> Result<Token, (StorageError, B)> {
+        self.submit(sector, buffer, BufferDirection::DeviceToDriver)
+    }
+
+    /// Starts to write whole blocks from `sector` (of 512 bytes) on. Never waits.
+    ///
+    /// # Errors
+    /// [`Error::Full`] where as many requests are in flight as fit; the buffer comes back.
+    pub fn submit_write(&self, sector: u64, buffer: B) -> Result<Token, (StorageError, B)> {
+        self.submit(sector, buffer, BufferDirection::DriverToDevice)
+    }
+
+    fn submit(
+        &self,
+        sector: u64,
+        mut buffer: B,
+        direction: BufferDirection,
+    ) -> Result<Token, (StorageError, B)> {
+        let length = buffer.region().len();
+        if length > self.max_transfer {
+            return Err((StorageError::TooLong, buffer));
+        }
+        let lba = match self.block_of(sector, length) {
+            Ok(lba) => lba,
+            Err(error) => return Err((error, buffer)),
+        };
+        let (blocks, fua) = (self.blocks_in(length), false);
+        let (cdb, data_in) = if direction == BufferDirection::DeviceToDriver {
+            (Cdb::Read { lba, blocks, fua }, DATA_IN)
+        } else {
+            (Cdb::Write { lba, blocks, fua }, DATA_OUT)
+        };
+        let srb = Srb::request(self.lun, cdb.to_bytes().as_slice(), data_in, length as u32);
+        let packet = VstorPacket::execute_srb(&srb);
+        self.table
+            .with(|table| {
+                table.start_owned::<H>(buffer, direction, |token, mapping| {
+                    self.send(&packet, token, mapping)
+                })
+            })
+            .map_err(|(error, buffer)| (error.into(), buffer))
+    }
+
+    /// Takes a submitted request that is done. Never waits.
+    ///
+    /// After the end of the channel ([`Channel::check`]) nothing more comes until
+    /// [`shutdown`](Self::shutdown) has taken the buffers back from the host.
+    pub fn poll(&self) -> Option<Completion<B>> {
+        // The end of the channel is told by `Channel::check`.
+        let _ = self.drain();
+        self.table.with(Table::take_next).and_then(completion)
+    }
+
+    /// Waits for a submitted request to be done.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] where none was in time; requests stay in flight. Where the channel has
+    /// come to an end, it is shut down, all requests come back as failed, and then this says
+    /// why.
+    pub fn wait(&self) -> Result<Completion<B>, Error> {
+        let waited = self
+            .channel
+            .wait(Waited::Completion, self.deadline(), || match self.poll() {
+                Some(completion) => Ok(Some(completion)),
+                None => self.channel.check().map(|()| None),
+            });
+        match waited {
+            Err(error @ (Error::Rescinded | Error::Closed)) => {
+                // What it could not take back is lost, and never waited for again.
+                let _ = self.shutdown();
+                self.poll().ok_or(error)
+            }
+            waited => waited,
+        }
+    }
+
+    /// Closes the channel and takes all buffers back from the host: requests in flight are done,
+    /// as failed, and wait to be taken by [`poll`](Self::poll). A second time it does nothing.
+    /// Waits for the host.
+    ///
+    /// # Errors
+    /// The host did not give its memory back: buffers in flight are lost.
+    pub fn shutdown(&self) -> Result<(), Error> {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        // What was completed before stays completed.
+        let _ = self.drain();
+        let reason = match self.channel.check() {
+            Err(error) => error,
+            Ok(()) => Error::Closed,
+        };
+        let closed = self.channel.close();
+        self.table
+            .with(|table| table.fail_all::<H>(reason, closed.is_err()));
+        closed
+    }
+
+    /// Takes packets from the channel until there are none.
+    fn drain(&self) -> Result<(), Error> {
+        let mut buffer = [0; MAX_PACKET];
+        let mut completed = false;
+        let counters = &self.channel.bus().counters;
+        let mut result = Ok(());
+        for _ in 0..PACKETS_AT_ONCE {
+            let packet = match self.channel.receive(&mut buffer) {
+                Ok(Some(packet)) => packet,
+                Ok(None) => break,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            };
+            let body = VstorPacket::parse(packet.payload);
+            let known = match (packet.kind, body) {
+                (PacketKind::Completion, Some(answer))
+                    if answer.operation() == Some(Operation::CompleteIo) =>
+                {
+                    let id = packet.transaction_id;
+                    completed = true;
+                    self.table.with(|table| table.complete::<H>(id, answer))
+                }
+                (PacketKind::InBand, Some(news)) => {
+                    let change = matches!(
+                        news.operation(),
+                        Some(Operation::EnumerateBus | Operation::RemoveDevice)
+                    );
+                    self.changed.fetch_or(change, Ordering::Relaxed);
+                    change
+                }
+                _ => false,
+            };
+            if !known {
+                count(&counters.bad_completions);
+            }
+        }
+        if completed {
+            // Perhaps for a request that another processor is about to sleep on.
+            self.channel.tell();
+        }
+        result
+    }
+
+    /// Puts a packet into the ring, with the pages of its buffer.
+    fn send(&self, packet: &VstorPacket, token: Token, mapping: &Mapping) -> Result<(), Error> {
+        // A GPA-direct header, one range, and its frame numbers.
+        let mut ranges = [0; 16 + 8 * MAX_PAGES];
+        let payload = packet.wire_bytes(self.packet_size);
+        let id = token.transaction_id();
+        let length = packet.srb().data_transfer_length.get();
+        if mapping.pfns().len() == 0 {
+            return self.channel.send(&Outgoing::in_band(id, payload, true));
+        }
+        let mut writer = GpaRangeWriter::gpa_direct(&mut ranges, 1).ok_or(Error::TooLong)?;
+        writer
+            .range(length, mapping.byte_offset())
+            .ok_or(Error::TooLong)?;
+        for pfn in mapping.pfns() {
+            writer.pfn(pfn).ok_or(Error::TooLong)?;
+        }
+        let ranges = writer.finish();
+        self.channel
+            .send(&Outgoing::gpa_direct(id, ranges, payload))
+    }
+
+    fn lun(&self) -> u8 {
+        self.lun
+    }
+
+    fn deadline(&self) -> Deadline<'_, H> {
+        self.channel.bus().hypervisor.deadline(self.timeout)
+    }
+
+    /// The block that starts at `sector`, if that and `length` are whole blocks.
+    fn block_of(&self, sector: u64, length: usize) -> Result<u64, StorageError> {
+        // `identify` made sure that a block is at least one sector, and a power of two.
+        let block = self.block_size().max(SECTOR_SIZE);
+        let sectors = (block / SECTOR_SIZE) as u64;
+        if length == 0 || !length.is_multiple_of(block) || !sector.is_multiple_of(sectors) {
+            return Err(StorageError::Unaligned);
+        }
+        Ok(sector.checked_div(sectors).unwrap_or_default())
+    }
+
+    /// Whole blocks in `length` bytes.
+    fn blocks_in(&self, length: usize) -> u32 {
+        let blocks = length.checked_div(self.block_size()).unwrap_or_default();
+        u32::try_from(blocks).unwrap_or(u32::MAX)
+    }
+}
+
+fn completion<B>(finished: Finished<B>) -> Option<Completion<B>> {
+    let result = match finished.answer {
+        Err(error) => Err(error.into()),
+        Ok(answer) => match outcome(&answer, finished.length) {
+            Ok(moved) if moved == finished.length => Ok(()),
+            Ok(moved) => Err(StorageError::Short(moved)),
+            Err(error) => Err(error),
+        },
+    };
+    // Only requests that own a buffer are queued.
+    Some(Completion {
+        token: finished.token,
+        buffer: finished.owned?,
+        result,
+    })
+}
+
+impl<H: Hal, B: Buffer> Drop for Storage<'_, H, B> {
+    fn drop(&mut self) {
+        // Nobody is left to be told: what the host did not give back stays lost.
+        let _ = self.shutdown();
+        while self.poll().is_some() {}
+        self.table.with(Table::reset);
+    }
+}
