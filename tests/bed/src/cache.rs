@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{AtPath, Error, Result};
 
+/// How the directory of a bundle that is not complete begins.
+const FILLING: &str = ".filling-";
+
 /// The cache directory.
 #[derive(Debug, Clone)]
 pub struct Cache {
@@ -97,7 +100,7 @@ impl Cache {
         let bundles = self.root.join("bundles");
         fs::create_dir_all(&bundles).at(&bundles)?;
         let temporary = tempfile::Builder::new()
-            .prefix(".filling-")
+            .prefix(FILLING)
             .tempdir_in(&bundles)
             .at(&bundles)?;
         fill(temporary.path())?;
@@ -106,6 +109,18 @@ impl Cache {
         let _ = temporary.keep();
         Ok(bundle)
     }
+}
+
+/// Removes what a process that was killed left half filled. The caller holds the lock, so nobody
+/// is filling.
+fn remove_leftovers(bundles: &Path) -> Result<()> {
+    for entry in fs::read_dir(bundles).at(bundles)? {
+        let entry = entry.at(bundles)?;
+        if entry.file_name().to_string_lossy().starts_with(FILLING) {
+            fs::remove_dir_all(entry.path()).at(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -141,6 +156,15 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(fs::read_dir(dir.path().join("bundles")).unwrap().count(), 0);
         cache.bundle_or("b", |_| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = dir.path().join("bundles/.filling-x/file");
+        fs::create_dir_all(&left).unwrap();
+        cache(dir.path()).bundle_or("b", |_| Ok(())).unwrap();
+        assert!(!left.exists());
     }
 
     #[test]

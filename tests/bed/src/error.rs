@@ -45,12 +45,12 @@ pub enum Error {
     #[error("{0}")]
     Setup(String),
     /// A file operation on this machine failed.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {why}", path = path.display())]
     File {
         /// The file or directory.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        why: io::Error,
     },
     /// A helper program on this machine failed.
     #[error("`{command}` failed: {why}")]

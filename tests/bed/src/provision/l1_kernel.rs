@@ -31,8 +31,7 @@ impl L1Kernel {
     /// The kernel in the directory of an unpacked `linux-image` package.
     pub fn unpacked(dir: &Path) -> Result<Self> {
         let boot = dir.join("boot");
-        for entry in fs::read_dir(&boot).at(&boot)? {
-            let entry = entry.at(&boot)?;
+        for entry in fs::read_dir(&boot).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let Some(version) = name.to_str().and_then(|name| name.strip_prefix("vmlinuz-")) else {
                 continue;
