@@ -3,5 +3,6 @@
 pub mod console;
 pub mod hv;
 pub mod memory;
+pub mod storage;
 pub mod vmbus;
 pub mod vsp;

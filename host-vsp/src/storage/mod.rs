@@ -1,0 +1,27 @@
+//! The storage VSP: SCSI disks on a storvsp controller.
+//!
+//! One block read, in the words of ARCHITECTURE: the channel's worker calls the [`Controller`],
+//! which takes the packet from the [`Channel`](crate::vmbus::channel::Channel), checks the SRB and
+//! makes a [`GuestBuffer`] of the packet's ranges; the target finds the disk and turns the CDB
+//! into a transfer; a thread of the engine lets the [`Backend`] move data straight between file
+//! and guest pages; the completion wakes the worker, which answers with the same transaction id.
+//!
+//! Nothing the guest writes can make this panic, wait or grow without bound: requests in flight,
+//! the pages of each, and answers that the ring has no room for are limited, and packets beyond
+//! the limits stay in the ring.
+
+pub mod backend;
+mod buffer;
+mod engine;
+mod identity;
+mod scsi;
+#[cfg(test)]
+mod tests;
+mod vsp;
+
+pub use backend::{Backend, OpenError, RawFile};
+pub use buffer::{BufferError, GuestBuffer};
+pub use vsp::{AttachError, Controller, Disk, MAX_IN_FLIGHT, MAX_LUNS, MAX_TRANSFER_BYTES};
+
+/// Bytes of a logical block, of every disk.
+pub const BLOCK_SIZE: u64 = 512;

@@ -1,0 +1,1 @@
+//! The VSP against a guest played by hand.
