@@ -99,6 +99,7 @@ impl Cache {
         }
         let bundles = self.root.join("bundles");
         fs::create_dir_all(&bundles).at(&bundles)?;
+        remove_leftovers(&bundles)?;
         let temporary = tempfile::Builder::new()
             .prefix(FILLING)
             .tempdir_in(&bundles)

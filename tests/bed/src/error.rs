@@ -70,9 +70,9 @@ pub(crate) trait AtPath<T> {
 
 impl<T> AtPath<T> for io::Result<T> {
     fn at(self, path: impl AsRef<Path>) -> Result<T> {
-        self.map_err(|source| Error::File {
+        self.map_err(|why| Error::File {
             path: path.as_ref().to_owned(),
-            source,
+            why,
         })
     }
 }

@@ -27,7 +27,7 @@ const STREAM_MAX: usize = 64 << 20;
 const TRAIL_MAX: usize = 6;
 
 /// Lines of L1's console in an error.
-const CONSOLE_TAIL: usize = 40;
+const CONSOLE_TAIL: usize = 100;
 
 #[derive(Debug)]
 pub(crate) struct Connection {

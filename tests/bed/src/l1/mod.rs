@@ -182,9 +182,9 @@ impl L1 {
         let mode = file.metadata().at(local)?.permissions().mode() & 0o7777;
         self.put_from(&mut file, mode, remote)
             .map_err(|error| match error {
-                Error::File { source, .. } => Error::File {
+                Error::File { why, .. } => Error::File {
                     path: local.to_owned(),
-                    source,
+                    why,
                 },
                 other => other,
             })
