@@ -1,0 +1,213 @@
+//! The console VSP and the running bus, against a guest made by hand.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use host_vsp::console::{Console, Streams};
+use host_vsp::vmbus::VmBus;
+use support::{DEADLINE, Guest, GuestChannel};
+use vmbus_proto::console::{CLASS, PipeHeader, data};
+use vmbus_proto::hv::hypercall::Status;
+use vmbus_proto::message::{ChannelId, Message};
+use vmbus_proto::packet::Outgoing;
+use vmbus_proto::ring::{Control, RingMemory};
+
+/// A console whose other end is a socket.
+fn console() -> (Box<Console>, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(DEADLINE)).unwrap();
+    let streams = Streams::new(
+        Some(Box::new(theirs.try_clone().unwrap())),
+        Box::new(theirs),
+    )
+    .unwrap();
+    (Box::new(Console::new(streams)), ours)
+}
+
+fn write(guest: &Guest, channel: &mut GuestChannel, bytes: &[u8]) {
+    let header = PipeHeader::data(bytes.len() as u32);
+    guest.send(
+        channel,
+        &Outgoing::in_band(0, header.bytes(), false).with_tail(bytes),
+    );
+}
+
+#[test]
+fn bytes_both_ways_with_both_sides_slower_than_the_other() {
+    let (guest, partition) = Guest::new();
+    let bus = VmBus::new(partition).unwrap();
+    let (vsp, mut terminal) = console();
+    bus.offer(vsp).unwrap();
+    let offers = guest.connect(&bus);
+    assert_eq!((offers[0].class, offers[0].pipe_mode()), (CLASS, Some(0)));
+    let mut channel = guest.open(&bus, 1, 16, 2);
+
+    // More than the ring, the VSP and the stream hold together, so that each one blocks.
+    let text: Vec<u8> = (0..1_000_000u32).map(|i| (i % 251) as u8).collect();
+    std::thread::scope(|scope| {
+        let mut reader = terminal.try_clone().unwrap();
+        let expected = &text;
+        scope.spawn(move || {
+            let mut got = vec![0; expected.len()];
+            reader.read_exact(&mut got).unwrap();
+            assert!(got == *expected, "output arrived changed");
+        });
+        for chunk in text.chunks(1500) {
+            write(&guest, &mut channel, chunk);
+        }
+    });
+    std::thread::scope(|scope| {
+        let input = &text;
+        let terminal = &mut terminal;
+        scope.spawn(move || terminal.write_all(input).unwrap());
+        let mut got = Vec::new();
+        while got.len() < text.len() {
+            got.extend_from_slice(data(&guest.receive(&mut channel)).unwrap());
+        }
+        assert!(got == text, "input arrived changed");
+    });
+}
+
+#[test]
+fn a_corrupt_ring_stops_its_channel_only() {
+    let (guest, partition) = Guest::new();
+    let bus = VmBus::new(partition).unwrap();
+    let (bad, _keep) = console();
+    let (good, mut terminal) = console();
+    bus.offer(bad).unwrap();
+    bus.offer(good).unwrap();
+    guest.connect(&bus);
+    let channel = guest.open(&bus, 1, 16, 2);
+    let mut other = guest.open(&bus, 2, 32, 2);
+    channel
+        .to_host
+        .memory()
+        .store(Control::WriteIndex, 0xFFFF_FFF1);
+    guest.ring_doorbell(1);
+    write(&guest, &mut other, b"still here");
+    let mut got = [0; 10];
+    terminal.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"still here");
+    // The broken one can be closed and opened anew.
+    guest.close(&bus, 1);
+    let mut channel = guest.open(&bus, 1, 16, 2);
+    write(&guest, &mut channel, b"again");
+}
+
+#[test]
+fn packets_that_are_no_pipe_packets() {
+    for payload in [
+        &[1, 0, 0, 0, 255, 0, 0, 0][..],
+        &[1, 0, 0, 0, 255, 255, 255, 255],
+        &[],
+    ] {
+        let (guest, partition) = Guest::new();
+        let bus = VmBus::new(partition).unwrap();
+        let (vsp, _terminal) = console();
+        bus.offer(vsp).unwrap();
+        guest.connect(&bus);
+        let mut channel = guest.open(&bus, 1, 16, 2);
+        guest.send(&mut channel, &Outgoing::in_band(0, payload, false));
+        guest.close(&bus, 1);
+        let mut channel = guest.open(&bus, 1, 16, 2);
+        write(&guest, &mut channel, b"fine");
+    }
+}
+
+#[test]
+fn close_reset_and_rescind_end_the_channel() {
+    let (guest, partition) = Guest::new();
+    let bus = VmBus::new(partition).unwrap();
+    let (vsp, _terminal) = console();
+    let device = bus.offer(vsp).unwrap();
+    for _ in 0..3 {
+        guest.connect(&bus);
+        guest.open(&bus, 1, 16, 2);
+        assert!(guest.has_doorbell(1));
+        bus.reset();
+        assert!(!guest.has_doorbell(1));
+    }
+    guest.connect(&bus);
+    for _ in 0..3 {
+        guest.open(&bus, 1, 16, 2);
+        guest.close(&bus, 1);
+        assert!(!guest.has_doorbell(1));
+    }
+    guest.open(&bus, 1, 16, 2);
+    bus.rescind(device);
+    assert!(!guest.has_doorbell(1));
+    let heard = guest.hear();
+    assert!(matches!(
+        Message::parse(&heard),
+        Ok(Message::RescindChannelOffer(_))
+    ));
+    guest.say(&bus, &Message::RelidReleased(ChannelId::new(1)).encode());
+    let (vsp, _terminal) = console();
+    bus.offer(vsp).unwrap();
+    let heard = guest.hear();
+    let Ok(Message::OfferChannel(offer)) = Message::parse(&heard) else {
+        panic!("{heard:?}")
+    };
+    assert_eq!(offer.relid.get(), 1);
+}
+
+#[test]
+fn messages_are_refused_by_their_port_and_their_number() {
+    use host_vsp::hv::Hypercalls;
+    let (guest, partition) = Guest::new();
+    let bus = VmBus::new(partition).unwrap();
+    let message = Message::RequestOffers.encode();
+    assert_eq!(
+        bus.post_message(0, 7, 1, &message),
+        Status::INVALID_CONNECTION_ID
+    );
+    assert_eq!(
+        bus.post_message(0, 1, 2, &message),
+        Status::INVALID_PARAMETER
+    );
+    assert_eq!(
+        bus.post_message(0, 1, 1, &[0; 241]),
+        Status::INVALID_PARAMETER
+    );
+    assert_eq!(bus.signal_event(0, 2, 5), Status::SUCCESS);
+    assert_eq!(bus.signal_event(0, 99, 0), Status::INVALID_CONNECTION_ID);
+    // A guest that posts and never takes an answer is stopped before memory is.
+    let begin = Instant::now();
+    let mut refused = 0;
+    while refused < 1000 {
+        assert!(begin.elapsed() < DEADLINE, "the host swallows everything");
+        let unload = Message::Unload.encode();
+        refused += u32::from(bus.post_message(0, 1, 1, &unload) == Status::INSUFFICIENT_BUFFERS);
+    }
+    use host_vsp::hv::Messages;
+    assert!(guest.log.backlog() < 400);
+}
+
+#[test]
+fn a_paused_bus_goes_on_elsewhere() {
+    let (guest, partition) = Guest::new();
+    let bus = VmBus::new(partition.clone()).unwrap();
+    let (vsp, mut terminal) = console();
+    bus.offer(vsp).unwrap();
+    guest.connect(&bus);
+    let mut channel = guest.open(&bus, 1, 16, 2);
+    write(&guest, &mut channel, b"before ");
+    let mut got = [0; 7];
+    terminal.read_exact(&mut got).unwrap();
+    let bytes = postcard::to_stdvec(&bus.pause().unwrap()).unwrap();
+    drop(bus);
+
+    let (vsp, mut terminal) = console();
+    let saved = postcard::from_bytes(&bytes).unwrap();
+    let bus = VmBus::restore(partition, vec![vsp], saved).unwrap();
+    bus.resume();
+    write(&guest, &mut channel, b"after");
+    let mut got = [0; 5];
+    terminal.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"after");
+    terminal.write_all(b"input").unwrap();
+    assert_eq!(data(&guest.receive(&mut channel)).unwrap(), b"input");
+}
