@@ -4,6 +4,7 @@
 //! guest ([`story`]), brought back after `host-vsp` has closed it, and compared byte by byte with
 //! what the guest was told to write ([`image`]).
 
+mod exits;
 mod image;
 mod place;
 mod story;

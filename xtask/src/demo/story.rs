@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use bed::l1::{L1, Process};
 use bed::wire::Stream;
 
+use super::exits;
 use super::image::{self, Task};
 use super::place::Programs;
 
@@ -15,14 +16,22 @@ const BOOT: Duration = Duration::from_secs(60);
 /// For each thing that the guest does after that.
 const EACH: Duration = Duration::from_secs(60);
 
+/// For the steady run.
+const STEADY: Duration = Duration::from_secs(180);
+
 /// The machine.
 const MEMORY: &str = "256M";
+
+/// Reads of the steady run and how many are under way at a time.
+const READS: u64 = 10_000;
+const DEPTH: u64 = 32;
 
 /// Runs the machine with `disk` and prints the story as it goes.
 pub(super) fn tell(place: &L1, programs: &Programs, disk: &str, task: &Task) -> anyhow::Result<()> {
     let Task { seed, lba, blocks } = *task;
     let cmdline = format!(
-        "scenario=contact,storage,console seed={seed:#x} disk.lba={lba} disk.blocks={blocks}"
+        "scenario=contact,storage,steady,console seed={seed:#x} disk.lba={lba} \
+         disk.blocks={blocks} steady.reads={READS} steady.depth={DEPTH}"
     );
     let mut vm = place
         .command(&programs.host_vsp)
@@ -41,7 +50,7 @@ pub(super) fn tell(place: &L1, programs: &Programs, disk: &str, task: &Task) -> 
             "--disk",
             &format!("path={disk}"),
         ])
-        .args(["--console", "stdio"])
+        .args(["--console", "stdio", "--counters", "--steady-port"])
         .spawn()?;
 
     let contact = guest(&mut vm, "VMBus ", BOOT)?;
@@ -60,6 +69,11 @@ pub(super) fn tell(place: &L1, programs: &Programs, disk: &str, task: &Task) -> 
     );
     guest(&mut vm, "SCENARIO storage: PASS", EACH)?;
 
+    let window = guest(&mut vm, exits::WINDOW, STEADY)?;
+    guest(&mut vm, "SCENARIO steady: PASS", EACH)?;
+    println!("steady:    {READS} reads, {DEPTH} under way at a time:");
+    exits::tell_window(&window, READS)?;
+
     let hello = vm.expect("hello from the guest", EACH)?;
     let words = format!("the host knows seed {:x}", seed.rotate_left(32));
     vm.write(format!("{words}\n").as_bytes())?;
@@ -74,6 +88,7 @@ pub(super) fn tell(place: &L1, programs: &Programs, disk: &str, task: &Task) -> 
     guest(&mut vm, "GUEST-KERNEL: PASS", EACH)?;
     let ended = vm.finish(EACH)?;
     ensure!(ended.status.success(), "host-vsp: {ended}");
+    exits::tell_run(&ended.stderr_text())?;
     Ok(())
 }
 
