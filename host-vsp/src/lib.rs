@@ -1,8 +1,20 @@
 //! Hyper-V synthetic device providers on KVM.
 
+pub mod acpi;
+pub mod boot;
+pub mod check;
 pub mod console;
+mod control;
+pub mod counters;
 pub mod hv;
+pub mod identity;
+pub mod kvm;
+pub mod layout;
+pub mod machine;
 pub mod memory;
+pub mod platform;
+pub mod serial;
 pub mod storage;
+pub mod terminal;
 pub mod vmbus;
 pub mod vsp;

@@ -1,0 +1,454 @@
+//! The command line.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use host_vsp::boot::Protocol;
+use host_vsp::machine;
+
+/// Hyper-V synthetic devices for guests on KVM.
+#[derive(Debug, Parser)]
+#[command(name = "host-vsp", version, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a virtual machine in the foreground.
+    Run(Box<Run>),
+    /// Say whether this machine can host, and what to do where it cannot.
+    Check,
+}
+
+const EXIT_CODES: &str = "\
+Exit status:
+  0        the guest powered off
+  1        the machine could not be made or could not go on; one sentence says why
+  2        the command line is wrong
+  3        the guest was reset, with --on-reset exit
+  4        the guest took a triple fault, with --on-reset exit
+  128+N    signal N stopped the machine in an orderly way (143 for SIGTERM, 130 for SIGINT)
+  2*B+1    the guest wrote byte B to --exit-port
+
+Signals:
+  SIGTERM, SIGINT   stop the guest, close its devices, flush its disks; a second one ends at once
+  SIGUSR1           print all counters to stderr, one line of JSON
+
+A terminal on stdin is the guest's while it runs; Ctrl-] stops the machine.
+HOST_VSP_LOG sets what is logged to stderr (error, warn, info, debug, trace; default warn).";
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct Run {
+    /// Kernel: a Linux bzImage, or an ELF file that is entered by PVH or the Linux 64-bit protocol
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+
+    /// Kernel command line
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    pub cmdline: String,
+
+    /// Memory, with a unit of K, M, G or T
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub memory: Size,
+
+    /// Virtual processors
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub cpus: u32,
+
+    /// A disk: a raw image or a block device; may be given several times (a comma in the path is
+    /// written twice)
+    #[arg(long = "disk", value_name = "path=FILE[,readonly=on]")]
+    pub disks: Vec<Disk>,
+
+    /// The VMBus console: stdio, pty or file=PATH [default: none]
+    #[arg(long, value_name = "WHERE")]
+    pub console: Option<Console>,
+
+    /// The 16550 at COM1: stdio, stderr, null or file=PATH [default: stdio, or stderr where the
+    /// console has stdio]
+    #[arg(long, value_name = "WHERE")]
+    pub serial: Option<Serial>,
+
+    /// Which entry of the kernel to take
+    #[arg(long, value_enum, default_value_t = Boot::Auto)]
+    pub boot: Boot,
+
+    /// What a reset of the machine does, also one by triple fault
+    #[arg(long, value_enum, default_value_t = OnReset::Restart)]
+    pub on_reset: OnReset,
+
+    /// Print all counters to stderr at the end
+    #[arg(long)]
+    pub counters: bool,
+
+    /// Give the guest a port to bracket a window of time: it writes 1 to begin and 2 to end one,
+    /// and the counters of the window go to stderr, one line of JSON
+    #[arg(
+        long,
+        value_name = "PORT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "0x510",
+        value_parser = port
+    )]
+    pub steady_port: Option<u16>,
+
+    /// Give the guest a port where writing byte B ends the machine with status 2*B+1
+    #[arg(
+        long,
+        value_name = "PORT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "0xf4",
+        value_parser = port
+    )]
+    pub exit_port: Option<u16>,
+}
+
+impl Run {
+    /// Where COM1 goes.
+    pub fn serial(&self) -> Serial {
+        match (&self.serial, &self.console) {
+            (Some(serial), _) => serial.clone(),
+            (None, Some(Console::Stdio)) => Serial::Stderr,
+            (None, _) => Serial::Stdio,
+        }
+    }
+
+    /// What is wrong with the options as a whole.
+    pub fn check(&self) -> Result<(), String> {
+        if self.console == Some(Console::Stdio) && self.serial == Some(Serial::Stdio) {
+            return Err("only one of --console and --serial can have stdio".into());
+        }
+        if self.steady_port.is_some() && self.steady_port == self.exit_port {
+            return Err("--steady-port and --exit-port need different ports".into());
+        }
+        Ok(())
+    }
+}
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}M", self.0 >> 20)
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (digits, shift) = match text.char_indices().last() {
+            Some((at, 'k' | 'K')) => (&text[..at], 10),
+            Some((at, 'm' | 'M')) => (&text[..at], 20),
+            Some((at, 'g' | 'G')) => (&text[..at], 30),
+            Some((at, 't' | 'T')) => (&text[..at], 40),
+            _ => (text, 0),
+        };
+        let number: u64 = digits
+            .parse()
+            .map_err(|_| "a size is a whole number with a unit, such as 512M or 4G".to_owned())?;
+        if number != 0 && shift == 0 {
+            return Err(format!("the unit is missing: did you mean {number}M?"));
+        }
+        number
+            .checked_mul(1 << shift)
+            .map(Self)
+            .ok_or_else(|| "that is more than any machine has".to_owned())
+    }
+}
+
+/// A disk as it is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// Image or block device.
+    pub path: PathBuf,
+    /// The guest must not write to it.
+    pub readonly: bool,
+}
+
+impl FromStr for Disk {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut path = None;
+        let mut readonly = false;
+        for field in fields(text) {
+            match field.split_once('=') {
+                Some(("path", value)) if !value.is_empty() => path = Some(value.into()),
+                Some(("readonly", "on")) => readonly = true,
+                Some(("readonly", "off")) => readonly = false,
+                _ => {
+                    return Err(format!(
+                        "{field:?} is not path=FILE, readonly=on or readonly=off"
+                    ));
+                }
+            }
+        }
+        let path = path.ok_or("the path is missing: path=FILE")?;
+        Ok(Self { path, readonly })
+    }
+}
+
+/// The fields between commas; two commas stand for one within a field.
+fn fields(text: &str) -> Vec<String> {
+    let mut fields = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        match (c, fields.last_mut()) {
+            (',', _) if rest.next_if_eq(&',').is_none() => fields.push(String::new()),
+            (c, Some(field)) => field.push(c),
+            _ => {}
+        }
+    }
+    fields
+}
+
+/// Where the VMBus console goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// stdin and stdout.
+    Stdio,
+    /// A new pseudo-terminal, whose path is printed.
+    Pty,
+    /// A file, for output only.
+    File(PathBuf),
+}
+
+impl FromStr for Console {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("file=")) {
+            ("stdio", _) => Ok(Self::Stdio),
+            ("pty", _) => Ok(Self::Pty),
+            (_, Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            _ => Err("it is stdio, pty or file=PATH".into()),
+        }
+    }
+}
+
+/// Where COM1 goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Serial {
+    /// stdin and stdout.
+    Stdio,
+    /// stderr, output only.
+    Stderr,
+    /// Nowhere.
+    Null,
+    /// A file, output only.
+    File(PathBuf),
+}
+
+impl FromStr for Serial {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("file=")) {
+            ("stdio", _) => Ok(Self::Stdio),
+            ("stderr", _) => Ok(Self::Stderr),
+            ("null", _) => Ok(Self::Null),
+            (_, Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            _ => Err("it is stdio, stderr, null or file=PATH".into()),
+        }
+    }
+}
+
+/// Which entry of the kernel to take.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Boot {
+    /// PVH where an ELF kernel has it, else the Linux 64-bit protocol
+    Auto,
+    /// The Linux 64-bit protocol
+    Linux64,
+    /// PVH
+    Pvh,
+}
+
+impl From<Boot> for Protocol {
+    fn from(boot: Boot) -> Self {
+        match boot {
+            Boot::Auto => Self::Auto,
+            Boot::Linux64 => Self::Linux64,
+            Boot::Pvh => Self::Pvh,
+        }
+    }
+}
+
+/// What a reset does.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OnReset {
+    /// The machine starts again
+    Restart,
+    /// The command ends
+    Exit,
+}
+
+impl From<OnReset> for machine::OnReset {
+    fn from(on_reset: OnReset) -> Self {
+        match on_reset {
+            OnReset::Restart => Self::Restart,
+            OnReset::Exit => Self::End,
+        }
+    }
+}
+
+/// An I/O port, decimal or with 0x.
+fn port(text: &str) -> Result<u16, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u16::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    number.map_err(|_| "a port is a number up to 0xffff".to_owned())
+}
+
+/// Parses the process's command line; the error is one sentence, or a help text to print.
+pub fn parse() -> Result<Cli, (String, bool)> {
+    parse_from(std::env::args_os())
+}
+
+fn parse_from<T>(arguments: impl IntoIterator<Item = T>) -> Result<Cli, (String, bool)>
+where
+    T: Into<std::ffi::OsString> + Clone,
+{
+    let cli = Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => (error.to_string(), true),
+        _ => (sentence(&error.to_string()), false),
+    })?;
+    if let Command::Run(run) = &cli.command {
+        run.check().map_err(|error| (error, false))?;
+    }
+    Ok(cli)
+}
+
+/// The first paragraph of clap's message on one line, and where to find more.
+fn sentence(message: &str) -> String {
+    let first: Vec<&str> = message
+        .lines()
+        .take_while(|line| !line.trim().is_empty())
+        .map(str::trim)
+        .collect();
+    let first = first.join(" ");
+    let first = first.strip_prefix("error: ").unwrap_or(&first);
+    format!("{first}; see host-vsp run --help")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, (String, bool)> {
+        parse_from(line.split(' '))
+    }
+
+    fn run(line: &str) -> Run {
+        match parse(&format!("host-vsp run --kernel k {line}"))
+            .unwrap()
+            .command
+        {
+            Command::Run(run) => *run,
+            Command::Check => panic!("not a check"),
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!("512M".parse(), Ok(Size(512 << 20)));
+        assert_eq!("2g".parse(), Ok(Size(2 << 30)));
+        assert_eq!("0".parse(), Ok(Size(0)));
+        assert_eq!("1T".parse(), Ok(Size(1 << 40)));
+        for wrong in ["", "M", "512", "-1M", "99999999999T", "1.5G", "€"] {
+            assert!(wrong.parse::<Size>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn disks_have_a_path() {
+        let disk = |text: &str| text.parse::<Disk>();
+        assert_eq!(
+            disk("path=a"),
+            Ok(Disk {
+                path: "a".into(),
+                readonly: false
+            })
+        );
+        assert_eq!(
+            disk("path=a,,b,readonly=on"),
+            Ok(Disk {
+                path: "a,b".into(),
+                readonly: true
+            })
+        );
+        for wrong in [
+            "",
+            "a",
+            "path=",
+            "path=a,",
+            "path=a,readonly",
+            "readonly=on",
+            "path=a,x=1",
+        ] {
+            assert!(disk(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn serial_and_console_share_no_stream() {
+        assert_eq!(run("--memory 1G").serial(), Serial::Stdio);
+        assert_eq!(run("--console stdio").serial(), Serial::Stderr);
+        assert_eq!(run("--console pty").serial(), Serial::Stdio);
+        let (error, _) =
+            parse("host-vsp run --kernel k --console stdio --serial stdio").unwrap_err();
+        assert!(error.contains("only one"));
+    }
+
+    #[test]
+    fn ports_have_defaults_of_their_own() {
+        assert_eq!(run("--steady-port").steady_port, Some(0x510));
+        assert_eq!(run("--exit-port=0x501").exit_port, Some(0x501));
+        assert_eq!(run("--counters").steady_port, None);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_one_sentence() {
+        for line in [
+            "host-vsp run --kernel k --frobnicate",
+            "host-vsp run",
+            "host-vsp run --kernel k --cpus x",
+            "host-vsp run --kernel k --cpus -1",
+            "host-vsp run --kernel k --memory 12",
+            "host-vsp dance",
+        ] {
+            let (error, help) = parse(line).unwrap_err();
+            assert!(
+                !help && !error.contains('\n') && error.len() < 300,
+                "{line}: {error}"
+            );
+        }
+        assert!(parse("host-vsp --help").unwrap_err().1);
+    }
+}

@@ -1,0 +1,421 @@
+//! The machine: composition root, boot, reset and end.
+//!
+//! A [`Machine`] is made whole but empty: memory, processors, a [`VmBus`] without devices and a
+//! loaded kernel. Devices are offered on [`Machine::bus`]; [`Machine::run`] then runs the guest on
+//! one thread per processor until something ends it. A [`Handle`] stops, resets or watches it from
+//! elsewhere. Nothing here reads a command line or the environment.
+//!
+//! A reset puts everything back within the same process: channels are closed, interrupt
+//! controllers and processors get the state they were made with, memory becomes zero, and the
+//! kernel is loaded again.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kvm_ioctls::Kvm;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use crate::acpi;
+use crate::boot::{self, Payload, registers};
+use crate::control::Control;
+use crate::counters::Counters;
+use crate::hv::Partition;
+use crate::kvm::run::Runner;
+use crate::kvm::vm::Vm;
+use crate::kvm::{self, capabilities};
+use crate::layout;
+use crate::platform::{Options, Platform};
+use crate::serial::Serial;
+use crate::vmbus::VmBus;
+
+/// Most processors of a machine: their APIC ids are one byte, and the last is the broadcast.
+pub const MAX_CPUS: u32 = 255;
+/// Least memory of a machine, in bytes: boot structures, tables and a small kernel.
+pub const MIN_MEMORY: u64 = 16 * layout::MIB;
+
+/// Why a machine cannot be made or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The hypervisor.
+    #[error(transparent)]
+    Kvm(#[from] kvm::Error),
+    /// The kernel or what belongs to it.
+    #[error(transparent)]
+    Boot(#[from] boot::Error),
+    /// The ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] acpi::DoesNotFit),
+    /// The size of memory or the number of processors.
+    #[error("{0}")]
+    Shape(String),
+    /// Something of this process: threads, events.
+    #[error("{what}: {error}")]
+    Process {
+        /// What could not be had.
+        what: &'static str,
+        /// The system's answer.
+        error: std::io::Error,
+    },
+    /// The guest can run no further.
+    #[error("{0}")]
+    Stuck(String),
+}
+
+/// Why a machine starts again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetCause {
+    /// The guest wrote ACPI's reset register.
+    ResetRegister,
+    /// The guest pulsed the reset line of the keyboard controller.
+    KeyboardController,
+    /// The guest wrote Hyper-V's reset MSR.
+    HypervMsr,
+    /// The guest faulted with no way to handle it, nor the fault that followed.
+    TripleFault {
+        /// The processor it happened on.
+        vp: u32,
+    },
+    /// The host asked.
+    Host,
+}
+
+impl fmt::Display for ResetCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ResetRegister => f.write_str("the guest reset the machine by its reset register"),
+            Self::KeyboardController => {
+                f.write_str("the guest reset the machine by the keyboard controller")
+            }
+            Self::HypervMsr => f.write_str("the guest reset the machine by Hyper-V's reset MSR"),
+            Self::TripleFault { vp } => {
+                write!(f, "the guest took a triple fault on processor {vp}")
+            }
+            Self::Host => f.write_str("the host reset the machine"),
+        }
+    }
+}
+
+/// Something that stops the processors until it is decided what comes next.
+#[derive(Debug)]
+pub enum Event {
+    /// The guest powered off.
+    PowerOff,
+    /// The machine shall start again.
+    Reset(ResetCause),
+    /// The guest wrote this to the exit port.
+    Exit(u8),
+    /// The host stops the machine.
+    Stop,
+    /// It cannot go on; the sentence says why.
+    Failed(String),
+}
+
+impl Event {
+    /// The machine cannot go on, because of `reason`.
+    pub(crate) fn failed(reason: impl fmt::Display) -> Self {
+        Self::Failed(reason.to_string())
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest was reset, and [`OnReset::End`] says that this ends the run.
+    Reset(ResetCause),
+    /// The guest wrote this byte to the exit port.
+    Exit(u8),
+    /// [`Handle::stop`].
+    Stopped,
+}
+
+/// What a reset does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnReset {
+    /// The machine starts again.
+    #[default]
+    Restart,
+    /// The run ends.
+    End,
+}
+
+/// What a machine is like.
+#[derive(Clone)]
+pub struct Config {
+    /// Memory in bytes, a multiple of 1 MiB.
+    pub memory: u64,
+    /// Processors.
+    pub cpus: u32,
+    /// What a reset does.
+    pub on_reset: OnReset,
+    /// Ports for tests.
+    pub platform: Options,
+}
+
+impl Config {
+    /// Checks the shape against this host, before anything is made.
+    pub fn check(&self, kvm: &Kvm) -> Result<(), Error> {
+        let shape = |sentence| Err(Error::Shape(sentence));
+        let mib = |bytes: u64| format!("{}M", bytes / layout::MIB);
+        if self.memory < MIN_MEMORY {
+            return shape(format!(
+                "a machine needs at least {} of memory, e.g. --memory 512M",
+                mib(MIN_MEMORY)
+            ));
+        }
+        if !self.memory.is_multiple_of(layout::MIB) {
+            return shape("the size of memory must be a whole number of MiB".into());
+        }
+        let host = host_memory();
+        if self.memory > host {
+            return shape(format!(
+                "this host has {} of memory and swap, not the {} asked for; lower --memory",
+                mib(host),
+                mib(self.memory)
+            ));
+        }
+        let most = MAX_CPUS.min(u32::try_from(kvm.get_max_vcpus()).unwrap_or(MAX_CPUS));
+        if self.cpus == 0 || self.cpus > most {
+            return shape(format!(
+                "a machine has 1 to {most} processors on this host, not {}; change --cpus",
+                self.cpus
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Memory and swap of this host, in bytes.
+fn host_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    u64::from(info.mem_unit).saturating_mul(info.totalram.saturating_add(info.totalswap))
+}
+
+/// A virtual machine.
+pub struct Machine {
+    config: Config,
+    payload: Payload,
+    // Dropped before the VM: its end closes the channels.
+    bus: VmBus,
+    platform: Platform,
+    serial: Arc<Serial>,
+    counters: Arc<Counters>,
+    control: Arc<Control>,
+    vm: Arc<Vm>,
+    /// Whether the kernel has been loaded and not yet run.
+    fresh: AtomicBool,
+}
+
+/// A way to influence a machine while it runs.
+#[derive(Clone)]
+pub struct Handle {
+    control: Arc<Control>,
+    counters: Arc<Counters>,
+}
+
+impl Handle {
+    /// Stops the guest where it is; [`Machine::run`] closes the devices and returns.
+    pub fn stop(&self) {
+        self.control.raise(Event::Stop);
+    }
+
+    /// Resets the machine.
+    pub fn reset(&self) {
+        self.control.raise(Event::Reset(ResetCause::Host));
+    }
+
+    /// The machine's counters.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+impl Machine {
+    /// Makes a machine with `payload` loaded, and no devices but COM1.
+    pub fn new(kvm: &Kvm, config: Config, payload: Payload) -> Result<Self, Error> {
+        config.check(kvm)?;
+        let ranges: Vec<_> = layout::ram(config.memory)
+            .into_iter()
+            .map(|Range { start, end }| (GuestAddress(start), (end - start) as usize))
+            .collect();
+        let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(|error| {
+            Error::Shape(format!(
+                "the host gives no memory for the guest ({error}); lower --memory"
+            ))
+        })?;
+        let memory = Arc::new(memory);
+        let counters = Arc::new(Counters::new(config.cpus));
+        let vm = Arc::new(Vm::new(kvm, Arc::clone(&memory), config.cpus, &counters)?);
+        let process = |what| move |error| Error::Process { what, error };
+        let serial = Arc::new(Serial::new().map_err(process("no event for COM1"))?);
+        vm.connect(serial.line(), layout::SERIAL_GSI)?;
+        let platform = Platform::new(
+            memory.clone(),
+            Arc::clone(&counters),
+            Arc::clone(&serial),
+            config.platform.clone(),
+        );
+        let bus = VmBus::new(Partition {
+            memory,
+            messages: vm.synic().clone(),
+            interrupts: vm.synic().clone(),
+            doorbells: vm.clone(),
+            vp_count: config.cpus,
+        })
+        .map_err(process("no thread for VMBus"))?;
+        let control = Arc::new(Control::new(Arc::clone(&vm)));
+        let fresh = AtomicBool::new(true);
+        let machine = Self {
+            config,
+            payload,
+            bus,
+            platform,
+            serial,
+            counters,
+            control,
+            vm,
+            fresh,
+        };
+        machine.load()?;
+        Ok(machine)
+    }
+
+    /// The VMBus, to offer devices on.
+    pub fn bus(&self) -> &VmBus {
+        &self.bus
+    }
+
+    /// COM1.
+    pub fn serial(&self) -> &Arc<Serial> {
+        &self.serial
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// A way to influence the machine while it runs.
+    pub fn handle(&self) -> Handle {
+        Handle {
+            control: Arc::clone(&self.control),
+            counters: Arc::clone(&self.counters),
+        }
+    }
+
+    /// Puts everything into the state of power-on, with the kernel in place. Nothing may run.
+    fn load(&self) -> Result<(), Error> {
+        self.bus.reset();
+        let reset = |error| Error::Process {
+            what: "COM1 cannot be reset",
+            error,
+        };
+        self.platform.reset().map_err(reset)?;
+        let discard = |error| Error::Process {
+            what: "guest memory cannot be cleared",
+            error,
+        };
+        self.vm.memory().discard().map_err(discard)?;
+        self.vm.reset()?;
+        let memory = self.vm.memory().memory();
+        let rsdp = acpi::write(&**memory, self.config.memory, self.config.cpus)?;
+        let entry = self.payload.load(memory, self.config.memory, rsdp)?;
+        if let Some(boot_processor) = self.vm.vcpus().first() {
+            boot_processor
+                .start(|sregs| registers::enter(memory, entry, sregs).map_err(Error::from))?;
+        }
+        Ok(())
+    }
+
+    /// Runs the guest until something ends it; all channels are closed then. Another call begins
+    /// anew, as after a reset.
+    pub fn run(&self) -> Result<Outcome, Error> {
+        if !self.fresh.swap(false, Ordering::SeqCst) {
+            self.load()?;
+        }
+        self.control.open();
+        let outcome = std::thread::scope(|scope| {
+            for vp in 0..self.config.cpus {
+                let presence = self.control.enter();
+                let spawned = std::thread::Builder::new()
+                    .name(format!("vcpu{vp}"))
+                    .spawn_scoped(scope, move || {
+                        let _presence = presence;
+                        self.processor(vp);
+                    });
+                if let Err(error) = spawned {
+                    self.control.end();
+                    return Err(Error::Process {
+                        what: "no thread for a processor",
+                        error,
+                    });
+                }
+            }
+            self.control.resume();
+            let outcome = self.supervise();
+            self.control.end();
+            outcome
+        });
+        self.bus.reset();
+        outcome
+    }
+
+    /// Decides what each event leads to, until one ends the run.
+    fn supervise(&self) -> Result<Outcome, Error> {
+        loop {
+            match self.control.next_event() {
+                Event::PowerOff => return Ok(Outcome::PowerOff),
+                Event::Stop => return Ok(Outcome::Stopped),
+                Event::Exit(status) => return Ok(Outcome::Exit(status)),
+                Event::Failed(reason) => return Err(Error::Stuck(reason)),
+                Event::Reset(cause) if self.config.on_reset == OnReset::End => {
+                    return Ok(Outcome::Reset(cause));
+                }
+                Event::Reset(cause) => {
+                    tracing::warn!("{cause}; the machine starts again");
+                    self.control.pause();
+                    self.load()?;
+                    self.control.resume();
+                }
+            }
+        }
+    }
+
+    /// The life of processor `vp`'s thread.
+    fn processor(&self, vp: u32) {
+        let index = vp as usize;
+        let (Some(vcpu), Some(kicker)) = (self.vm.vcpus().get(index), self.vm.kickers().get(index))
+        else {
+            return;
+        };
+        let runner = Runner {
+            vm: &self.vm,
+            platform: &self.platform,
+            bus: &self.bus,
+            counters: &self.counters,
+            vp,
+        };
+        kicker.attach();
+        while self.control.wait() {
+            // Held while it runs: between runs, a reset may change it.
+            let mut fd = vcpu.lock();
+            loop {
+                kicker.begin();
+                if !self.control.is_running() {
+                    break;
+                }
+                if let Some(event) = runner.step(&mut fd) {
+                    self.control.raise(event);
+                }
+            }
+        }
+    }
+}
+
+/// Opens KVM and makes sure that a machine can run on it; the error says what to do.
+pub fn open_kvm() -> Result<Kvm, Error> {
+    Ok(capabilities::open_checked()?)
+}
