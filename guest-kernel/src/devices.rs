@@ -3,6 +3,7 @@
 use crate::clock::Deadline;
 use alloc::string::String;
 use core::fmt;
+use vmbus_proto::scsi::Sense;
 
 /// A disk: blocks, read and written in order.
 pub(crate) trait Disk {
@@ -44,14 +45,7 @@ pub(crate) trait Console {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum DiskError {
     /// The disk refused, in SCSI's terms.
-    Sense {
-        /// The sense key.
-        key: u8,
-        /// The additional sense code.
-        code: u8,
-        /// Its qualifier.
-        qualifier: u8,
-    },
+    Sense(Sense),
     /// Anything else, in words.
     Other(String),
 }
@@ -59,12 +53,8 @@ pub(crate) enum DiskError {
 impl fmt::Display for DiskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Sense {
-                key,
-                code,
-                qualifier,
-            } => {
-                write!(f, "sense {key:02x}/{code:02x}/{qualifier:02x}")
+            Self::Sense(Sense { key, asc, ascq }) => {
+                write!(f, "{key:?}, sense {:02x}/{asc:02x}/{ascq:02x}", *key as u8)
             }
             Self::Other(reason) => f.write_str(reason),
         }

@@ -203,6 +203,11 @@ extern "C" fn started(cpu: usize) -> ! {
     }
 }
 
+/// Interrupts CPU `cpu`, which does nothing but end its sleep.
+pub(crate) fn wake(cpu: usize) {
+    apic::send(CPUS[cpu].apic_id.load(Relaxed), traps::WAKE);
+}
+
 /// Runs `job` on CPU `cpu` and waits for it. `false`: it was not done at the deadline.
 ///
 /// Only the first CPU gives out work, one job at a time.
@@ -214,7 +219,7 @@ pub(crate) fn run_on(cpu: usize, job: Job, deadline: Deadline) -> bool {
     let target = &CPUS[cpu];
     target.job_done.store(false, Relaxed);
     *target.job.lock() = Some(job);
-    apic::send(target.apic_id.load(Relaxed), traps::WAKE);
+    wake(cpu);
     while !deadline.passed() {
         if target.job_done.load(Acquire) {
             return true;

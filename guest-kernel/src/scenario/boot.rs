@@ -1,6 +1,7 @@
 //! The machine itself: clock, interrupts, heap, page frames, every CPU.
 
-use super::{Machine, Outcome, Scenario};
+use super::machine::Machine;
+use super::{Outcome, Scenario};
 use crate::clock::{self, Deadline};
 use crate::cpu::{self, smp};
 use crate::memory::{PAGE, frames};

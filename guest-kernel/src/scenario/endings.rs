@@ -1,7 +1,8 @@
 //! The ways a guest can end that are not a verdict. None of them returns if it works, so the run's
 //! last line is the scenario's `begin`, or the report of the exception that was asked for.
 
-use super::{Machine, Outcome, Scenario};
+use super::machine::Machine;
+use super::{Outcome, Scenario};
 use crate::clock::Deadline;
 use crate::{cpu, power, println};
 

@@ -2,20 +2,26 @@
 //!
 //! Each prints one line, `SCENARIO name: PASS` or `SCENARIO name: FAIL reason`; the run passes if
 //! all of them do. `scenario=list` lists them. Without a name, the kernel runs `boot`.
+//!
+//! A scenario is a function over a [`Machine`]. Those that work on any disk or console take
+//! [`Machine::disk`] or [`Machine::console`], whoever drives it; those about VMBus itself take
+//! what they need from [`crate::hyperv`].
 
 mod boot;
 mod console;
 mod endings;
+mod machine;
 mod pattern;
+mod queue;
+mod refusals;
 mod storage;
 mod vmbus;
 
-use crate::devices::{Console, Disk};
 use crate::options::Options;
 use crate::power::Verdict;
-use crate::{println, virtio};
-use alloc::boxed::Box;
+use crate::println;
 use alloc::string::String;
+use machine::Machine;
 
 /// Why a scenario failed: a sentence.
 type Outcome = Result<(), String>;
@@ -28,58 +34,25 @@ struct Scenario {
     run: fn(&mut Machine<'_>) -> Outcome,
 }
 
-/// What scenarios have at hand. Devices are opened when they are first asked for.
-struct Machine<'a> {
-    options: &'a Options<'a>,
-    disk: Option<Box<dyn Disk>>,
-    console: Option<Box<dyn Console>>,
-}
-
-impl Machine<'_> {
-    fn disk(&mut self) -> Result<&mut dyn Disk, String> {
-        let disk = match self.disk.take() {
-            Some(disk) => disk,
-            None => virtio::disk()?,
-        };
-        Ok(&mut **self.disk.insert(disk))
-    }
-
-    /// Lets go of the devices, so that they are opened anew.
-    fn close_devices(&mut self) {
-        self.disk = None;
-        self.console = None;
-    }
-
-    fn console(&mut self) -> Result<&mut dyn Console, String> {
-        let console = match self.console.take() {
-            Some(console) => console,
-            None => virtio::console()?,
-        };
-        Ok(&mut **self.console.insert(console))
-    }
-}
-
 /// Every scenario, in the order of the list.
 fn all() -> impl Iterator<Item = &'static Scenario> {
     [
         boot::SCENARIOS,
-        storage::SCENARIOS,
-        console::SCENARIOS,
         vmbus::SCENARIOS,
+        storage::SCENARIOS,
+        refusals::SCENARIOS,
+        queue::SCENARIOS,
+        console::SCENARIOS,
         endings::SCENARIOS,
     ]
     .into_iter()
     .flatten()
 }
 
-/// Runs the scenarios that the options name.
+/// Runs the scenarios that the options name, then closes all devices and leaves the bus.
 pub(crate) fn run(options: &Options<'_>) -> Verdict {
     let names = options.text("scenario").unwrap_or("boot");
-    let mut machine = Machine {
-        options,
-        disk: None,
-        console: None,
-    };
+    let mut machine = Machine::new(options);
     let mut verdict = Verdict::Pass;
     for name in names.split(',') {
         if name == "list" {
@@ -100,6 +73,10 @@ pub(crate) fn run(options: &Options<'_>) -> Verdict {
                 verdict = Verdict::Fail;
             }
         }
+    }
+    if let Err(reason) = machine.leave() {
+        println!("the devices could not be closed: {reason}");
+        verdict = Verdict::Fail;
     }
     verdict
 }

@@ -1,13 +1,16 @@
 //! The bus itself: contact, refusal, good-bye and contact again.
 
-use super::{Machine, Outcome, Scenario};
-use crate::hal::KernelHal;
-use crate::{hyperv, println};
+use super::machine::Machine;
+use super::{Outcome, Scenario};
+use crate::cpu::smp;
+use crate::hyperv::{self, KernelBus};
+use crate::println;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec;
 use alloc::vec::Vec;
 use guest_vsc::Error;
-use guest_vsc::bus::{Options, Versions, VmBus};
+use guest_vsc::bus::{Options, Versions};
 use vmbus_proto::version::Version;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -23,41 +26,26 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "reconnect",
-        about: "connects, unloads and connects again, three times",
+        about: "unloads and connects again, three times",
         run: reconnect,
+    },
+    Scenario {
+        name: "retarget",
+        about: "reads while the disk's channel interrupts each CPU in turn (protocol 4.1 or later)",
+        run: retarget,
     },
 ];
 
 /// A version that no host speaks.
 const UNKNOWN: Version = Version::new(9, 9);
 
-/// How the command line wants the bus connected.
-pub(super) fn options(machine: &Machine<'_>) -> Result<Options, String> {
-    let mut options = Options::default();
-    if let Some(version) = version(machine, "vmbus.max_version")? {
-        options.versions = Versions::UpTo(version);
-    }
-    options.timeout = machine.options.seconds("vmbus.seconds", 10)?;
-    Ok(options)
-}
-
-fn version(machine: &Machine<'_>, key: &str) -> Result<Option<Version>, String> {
-    let Some(text) = machine.options.text(key) else {
-        return Ok(None);
-    };
-    let version = hyperv::parse_version(text);
-    version
-        .map(Some)
-        .ok_or_else(|| format!("{key}={text} is not a version: write it as 5.3"))
-}
-
 fn contact(machine: &mut Machine<'_>) -> Outcome {
-    let bus = hyperv::connected_bus(&options(machine)?)?;
+    let bus = machine.connected_bus()?;
     let version = bus.version().ok_or("the bus lost its connection")?;
     let offers = offers(bus);
     println!("VMBus {version}, {} channels offered", offers.len());
     offers.iter().for_each(|offer| println!("{offer}"));
-    match self::version(machine, "vmbus.expect")? {
+    match machine.version("vmbus.expect")? {
         Some(expected) if expected != version => Err(format!(
             "VMBus {version} was negotiated, {expected} was expected"
         )),
@@ -66,7 +54,7 @@ fn contact(machine: &mut Machine<'_>) -> Outcome {
 }
 
 /// The offers in words, in the order of their relids.
-fn offers(bus: &VmBus<'_, KernelHal>) -> Vec<String> {
+fn offers(bus: &KernelBus) -> Vec<String> {
     let mut offers: Vec<_> = bus.offers().collect();
     offers.sort_by_key(|offer| offer.relid());
     let words = offers.iter().map(|offer| {
@@ -81,16 +69,13 @@ fn offers(bus: &VmBus<'_, KernelHal>) -> Vec<String> {
 }
 
 fn refusal(machine: &mut Machine<'_>) -> Outcome {
-    let unknown = version(machine, "vmbus.unknown")?.unwrap_or(UNKNOWN);
+    let unknown = machine.version("vmbus.unknown")?.unwrap_or(UNKNOWN);
     machine.close_devices();
+    hyperv::disconnect()?;
     let bus = hyperv::bus()?;
-    if bus.version().is_some() {
-        bus.unload().map_err(|error| error.to_string())?;
-    }
-    let known = options(machine)?;
     let asked = Options {
         versions: Versions::Exactly(unknown),
-        ..known
+        ..machine.bus_options()?
     };
     match bus.connect(&asked) {
         Err(Error::VersionRefused(version)) if version == unknown => {
@@ -98,14 +83,16 @@ fn refusal(machine: &mut Machine<'_>) -> Outcome {
         }
         other => return Err(format!("asked for VMBus {unknown}: {other:?}")),
     }
-    let version = bus.connect(&known).map_err(|error| error.to_string())?;
+    let version = bus
+        .connect(&machine.bus_options()?)
+        .map_err(|error| error.to_string())?;
     println!("VMBus {version} was negotiated after that");
     Ok(())
 }
 
 fn reconnect(machine: &mut Machine<'_>) -> Outcome {
     machine.close_devices();
-    let options = options(machine)?;
+    let options = machine.bus_options()?;
     let bus = hyperv::connected_bus(&options)?;
     let (version, before) = (bus.version(), offers(bus));
     for round in 1..=3 {
@@ -127,5 +114,30 @@ fn reconnect(machine: &mut Machine<'_>) -> Outcome {
         }
     }
     println!("three times unloaded and connected again: the same version and offers");
+    Ok(())
+}
+
+fn retarget(machine: &mut Machine<'_>) -> Outcome {
+    const READS: u64 = 100;
+    let block = machine.disk()?.block_bytes();
+    let storage = machine.storage()?;
+    let mut buffer = vec![0; block];
+    for cpu in (0..smp::online()).rev() {
+        storage
+            .channel()
+            .set_cpu(cpu)
+            .map_err(|error| format!("CPU {cpu}: {error}"))?;
+        let before = hyperv::interrupts(cpu);
+        for _ in 0..READS {
+            storage
+                .read_blocks(0, &mut buffer)
+                .map_err(|error| error.to_string())?;
+        }
+        let taken = hyperv::interrupts(cpu) - before;
+        println!("{READS} reads interrupted CPU {cpu} {taken} times");
+        if taken == 0 {
+            return Err(format!("no interrupt came to CPU {cpu}"));
+        }
+    }
     Ok(())
 }

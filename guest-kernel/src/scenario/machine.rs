@@ -1,0 +1,129 @@
+//! What scenarios have at hand: the command line's options, and the machine's disk and console,
+//! opened when they are first asked for. On Hyper-V those are on VMBus, elsewhere virtio.
+
+use crate::devices::{Console, Disk};
+use crate::hyperv::{self, KernelBus, KernelStorage, VmbusConsole, VmbusDisk};
+use crate::options::Options;
+use crate::virtio;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use guest_vsc::bus::{self, Versions};
+use guest_vsc::channel::OpenOptions;
+use guest_vsc::storage::StorageOptions;
+use vmbus_proto::version::Version;
+
+/// The disk that is open, by the driver it has.
+enum OpenDisk {
+    Vmbus(Box<VmbusDisk>),
+    Virtio(Box<dyn Disk>),
+}
+
+/// What scenarios have at hand.
+pub(super) struct Machine<'a> {
+    pub(super) options: &'a Options<'a>,
+    disk: Option<OpenDisk>,
+    console: Option<Box<dyn Console>>,
+}
+
+impl<'a> Machine<'a> {
+    pub(super) const fn new(options: &'a Options<'a>) -> Self {
+        Self {
+            options,
+            disk: None,
+            console: None,
+        }
+    }
+
+    /// The disk; `disk.index=` chooses the controller, `disk.lun=` the unit, `channel.cpu=` the CPU
+    /// to interrupt.
+    pub(super) fn disk(&mut self) -> Result<&mut dyn Disk, String> {
+        Ok(match self.open_disk()? {
+            OpenDisk::Vmbus(disk) => &mut **disk,
+            OpenDisk::Virtio(disk) => &mut **disk,
+        })
+    }
+
+    /// The disk's driver, for what only it can do.
+    pub(super) fn storage(&mut self) -> Result<&KernelStorage, String> {
+        match self.open_disk()? {
+            OpenDisk::Vmbus(disk) => Ok(disk.storage()),
+            OpenDisk::Virtio(_) => Err("this scenario needs Hyper-V".into()),
+        }
+    }
+
+    fn open_disk(&mut self) -> Result<&mut OpenDisk, String> {
+        let disk = match self.disk.take() {
+            Some(disk) => disk,
+            None if hyperv::is_present() => {
+                let options = StorageOptions {
+                    lun: self.options.number("disk.lun", 0)? as u8,
+                    channel: self.channel_options()?,
+                    ..StorageOptions::default()
+                };
+                let index = self.options.number("disk.index", 0)?;
+                let disk = VmbusDisk::open(self.connected_bus()?, index, &options)?;
+                OpenDisk::Vmbus(Box::new(disk))
+            }
+            None => OpenDisk::Virtio(virtio::disk()?),
+        };
+        Ok(self.disk.insert(disk))
+    }
+
+    /// The console.
+    pub(super) fn console(&mut self) -> Result<&mut dyn Console, String> {
+        let console: Box<dyn Console> = match self.console.take() {
+            Some(console) => console,
+            None if hyperv::is_present() => {
+                let options = self.channel_options()?;
+                Box::new(VmbusConsole::open(self.connected_bus()?, &options)?)
+            }
+            None => virtio::console()?,
+        };
+        Ok(&mut **self.console.insert(console))
+    }
+
+    /// Closes disk and console; they are opened anew when they are asked for again.
+    pub(super) fn close_devices(&mut self) {
+        self.disk = None;
+        self.console = None;
+    }
+
+    /// Closes everything and leaves the bus.
+    pub(super) fn leave(mut self) -> Result<(), String> {
+        self.close_devices();
+        hyperv::disconnect()
+    }
+
+    /// The bus, connected as the command line wants it.
+    pub(super) fn connected_bus(&self) -> Result<&'static KernelBus, String> {
+        hyperv::connected_bus(&self.bus_options()?)
+    }
+
+    /// How the command line wants the bus connected: `vmbus.max_version=`, `vmbus.seconds=`.
+    pub(super) fn bus_options(&self) -> Result<bus::Options, String> {
+        let mut options = bus::Options::default();
+        if let Some(version) = self.version("vmbus.max_version")? {
+            options.versions = Versions::UpTo(version);
+        }
+        options.timeout = self.options.seconds("vmbus.seconds", 10)?;
+        Ok(options)
+    }
+
+    /// The VMBus version that `key` is set to.
+    pub(super) fn version(&self, key: &str) -> Result<Option<Version>, String> {
+        let Some(text) = self.options.text(key) else {
+            return Ok(None);
+        };
+        hyperv::parse_version(text)
+            .map(Some)
+            .ok_or_else(|| format!("{key}={text} is not a version: write it as 5.3"))
+    }
+
+    fn channel_options(&self) -> Result<OpenOptions, String> {
+        Ok(OpenOptions {
+            cpu: Some(self.options.number("channel.cpu", 0)? as usize),
+            ..OpenOptions::default()
+        })
+    }
+}

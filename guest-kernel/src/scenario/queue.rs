@@ -1,0 +1,210 @@
+//! Many requests in flight, each completed exactly once; and a long steady run of them.
+
+use super::machine::Machine;
+use super::pattern::Pattern;
+use super::{Outcome, Scenario};
+use crate::cpu::{apic, smp};
+use crate::hyperv::{self, KernelStorage, REQUESTS};
+use crate::{clock, println};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+use guest_vsc::Error;
+use guest_vsc::storage::{Completion, SECTOR_SIZE, StorageError, Token};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "in-flight",
+        about: "64 requests in flight, each completes exactly once (seed=, queue.rounds=8)",
+        run: in_flight,
+    },
+    Scenario {
+        name: "steady",
+        about: "random reads without a word between STEADY begin and STEADY end \
+                (steady.reads=20000, steady.depth=32, steady.bytes=4096)",
+        run: steady,
+    },
+];
+
+/// A request that was submitted: its name, and which one it is.
+type Submitted = (Token, usize);
+
+/// Finds a completed request among the submitted ones and strikes it off.
+fn strike(submitted: &mut Vec<Submitted>, token: Token) -> Result<usize, String> {
+    let place = submitted.iter().position(|(other, _)| *other == token);
+    place
+        .map(|place| submitted.swap_remove(place).1)
+        .ok_or_else(|| format!("{token:?} was completed, and it is not in flight"))
+}
+
+fn in_flight(machine: &mut Machine<'_>) -> Outcome {
+    let seed = machine.options.number("seed", 0x5EED)?;
+    let rounds = machine.options.number("queue.rounds", 8)?;
+    let storage = machine.storage()?;
+    let before = storage.channel().bus().stats().bad_completions;
+    for round in 0..rounds {
+        let seed = seed.wrapping_add(round * REQUESTS as u64);
+        all_at_once(storage, seed, true).map_err(|error| format!("write: {error}"))?;
+        all_at_once(storage, seed, false).map_err(|error| format!("read: {error}"))?;
+    }
+    let strays = storage.channel().bus().stats().bad_completions - before;
+    if strays > 0 {
+        return Err(format!("{strays} completions answered no request"));
+    }
+    println!("{rounds} times {REQUESTS} writes and {REQUESTS} reads in flight: once each");
+    Ok(())
+}
+
+/// Fills the driver's table with writes of one block each, or with reads of the same blocks.
+fn all_at_once(storage: &KernelStorage, seed: u64, write: bool) -> Outcome {
+    let bytes = storage.block_size();
+    let sectors = (bytes / SECTOR_SIZE) as u64;
+    let content = |request: usize| {
+        let mut data = vec![0; bytes];
+        Pattern::new(seed.wrapping_add(request as u64)).fill(&mut data);
+        data
+    };
+    let submit = |request: usize| {
+        let sector = request as u64 * sectors;
+        if write {
+            storage.submit_write(sector, content(request))
+        } else {
+            storage.submit_read(sector, vec![0; bytes])
+        }
+    };
+    let mut submitted = Vec::new();
+    for request in 0..REQUESTS {
+        let token = submit(request).map_err(|(error, _)| error.to_string())?;
+        submitted.push((token, request));
+    }
+    match submit(REQUESTS) {
+        Err((StorageError::Bus(Error::Full), _)) => {}
+        other => {
+            return Err(format!(
+                "request {REQUESTS} should find no place: {other:?}"
+            ));
+        }
+    }
+    for _ in 0..REQUESTS {
+        let done = storage.wait().map_err(|error| error.to_string())?;
+        let request = strike(&mut submitted, done.token)?;
+        done.result
+            .map_err(|error| format!("request {request}: {error}"))?;
+        if done.buffer != content(request) {
+            return Err(format!("request {request} has another one's data"));
+        }
+    }
+    match storage.poll() {
+        None if storage.in_flight() == 0 => Ok(()),
+        None => Err(format!("{} requests are left", storage.in_flight())),
+        Some(extra) => Err(format!("{:?} was completed twice", extra.token)),
+    }
+}
+
+/// The numbers of a steady run.
+struct Steady {
+    reads: u64,
+    depth: usize,
+    bytes: usize,
+    /// Reads go to the beginnings of this many pieces of `bytes` at the disk's beginning.
+    places: u64,
+}
+
+fn steady(machine: &mut Machine<'_>) -> Outcome {
+    let options = machine.options;
+    let seed = options.number("seed", 0x5EED)?;
+    let bytes = options.number("steady.bytes", 4096)? as usize;
+    let mut run = Steady {
+        reads: options.number("steady.reads", 20_000)?,
+        depth: options
+            .number("steady.depth", 32)?
+            .clamp(1, REQUESTS as u64) as usize,
+        bytes: bytes.max(SECTOR_SIZE).next_multiple_of(SECTOR_SIZE),
+        places: 256,
+    };
+    let storage = machine.storage()?;
+    run.places = run.places.min(storage.capacity() / run.sectors());
+    if run.places == 0 {
+        return Err(format!("the disk has less than {} bytes", run.bytes));
+    }
+    run.mark(storage)
+        .map_err(|error| format!("write: {error}"))?;
+    let buffers: Vec<_> = (0..run.depth).map(|_| vec![0; run.bytes]).collect();
+    let mut random = Pattern::new(seed);
+
+    println!("STEADY begin");
+    let (interrupts, timer, start) = (interrupts(), apic::timer_interrupts(), clock::now());
+    let result = run.go(storage, buffers, &mut random);
+    let took = clock::now() - start;
+    println!("STEADY end reads={}", run.reads);
+
+    result?;
+    println!(
+        "{} reads of {} bytes, {} in flight, {took:?}: {} interrupts, {} of the timer's",
+        run.reads,
+        run.bytes,
+        run.depth,
+        self::interrupts() - interrupts,
+        apic::timer_interrupts() - timer,
+    );
+    Ok(())
+}
+
+/// Synthetic interrupts on all CPUs.
+fn interrupts() -> u64 {
+    (0..smp::online()).map(hyperv::interrupts).sum()
+}
+
+impl Steady {
+    fn sectors(&self) -> u64 {
+        (self.bytes / SECTOR_SIZE) as u64
+    }
+
+    /// Writes each place's number to its beginning.
+    fn mark(&self, storage: &KernelStorage) -> Result<(), StorageError> {
+        let mut data = vec![0; self.bytes];
+        for place in 0..self.places {
+            data[..8].copy_from_slice(&place.to_le_bytes());
+            storage.write_blocks(place * self.sectors(), &data)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps `depth` reads in flight until all are done; nothing is printed or allocated here.
+    fn go(&self, storage: &KernelStorage, buffers: Vec<Vec<u8>>, random: &mut Pattern) -> Outcome {
+        let mut submitted: Vec<Submitted> = Vec::with_capacity(self.depth);
+        let mut submit = |buffer, submitted: &mut Vec<Submitted>| {
+            let place = random.next() % self.places;
+            let token = storage
+                .submit_read(place * self.sectors(), buffer)
+                .map_err(|(error, _)| error.to_string())?;
+            submitted.push((token, place as usize));
+            Ok::<_, String>(())
+        };
+        let mut started = 0;
+        for buffer in buffers.into_iter().take(self.reads as usize) {
+            submit(buffer, &mut submitted)?;
+            started += 1;
+        }
+        while !submitted.is_empty() {
+            let Completion {
+                token,
+                buffer,
+                result,
+            } = storage.wait().map_err(|error| error.to_string())?;
+            let place = strike(&mut submitted, token)?;
+            result.map_err(|error| format!("read of place {place}: {error}"))?;
+            if buffer[..8] != (place as u64).to_le_bytes() {
+                return Err(format!(
+                    "a read of place {place} brought another one's data"
+                ));
+            }
+            if started < self.reads {
+                submit(buffer, &mut submitted)?;
+                started += 1;
+            }
+        }
+        Ok(())
+    }
+}
