@@ -3,7 +3,7 @@
 use super::machine::Machine;
 use super::pattern::Pattern;
 use super::{Outcome, Scenario};
-use crate::cpu::{apic, smp};
+use crate::cpu::{apic, port, smp};
 use crate::hyperv::{self, KernelStorage, REQUESTS};
 use crate::{clock, println};
 use alloc::format;
@@ -22,7 +22,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "steady",
         about: "random reads without a word between STEADY begin and STEADY end \
-                (steady.reads=20000, steady.depth=32, steady.bytes=4096)",
+                (steady.reads=20000, steady.depth=32, steady.bytes=4096, steady.port=0x510)",
         run: steady,
     },
 ];
@@ -102,6 +102,12 @@ fn all_at_once(storage: &KernelStorage, seed: u64, write: bool) -> Outcome {
     }
 }
 
+/// Where the window's borders are written, for a host that listens: `host-vsp run --steady-port`.
+/// Two exits mark the window more sharply than lines of text, which take two exits a byte.
+const MARKER_PORT: u64 = 0x510;
+const WINDOW_BEGINS: u8 = 1;
+const WINDOW_ENDS: u8 = 2;
+
 /// The numbers of a steady run.
 struct Steady {
     reads: u64,
@@ -115,6 +121,7 @@ fn steady(machine: &mut Machine<'_>) -> Outcome {
     let options = machine.options;
     let seed = options.number("seed", 0x5EED)?;
     let bytes = options.number("steady.bytes", 4096)? as usize;
+    let marker = options.number("steady.port", MARKER_PORT)? as u16;
     let mut run = Steady {
         reads: options.number("steady.reads", 20_000)?,
         depth: options
@@ -134,9 +141,11 @@ fn steady(machine: &mut Machine<'_>) -> Outcome {
     let mut random = Pattern::new(seed);
 
     println!("STEADY begin");
+    port::write8(marker, WINDOW_BEGINS);
     let (interrupts, timer, start) = (interrupts(), apic::timer_interrupts(), clock::now());
     let result = run.go(storage, buffers, &mut random);
     let took = clock::now() - start;
+    port::write8(marker, WINDOW_ENDS);
     println!("STEADY end reads={}", run.reads);
 
     result?;
