@@ -32,7 +32,8 @@ const OEM_REVISION: u32 = 1;
 pub const SLEEP_TYPE_S5: u8 = 5;
 
 /// Legacy-device flags of the FADT: there are such devices (bit 0), but no VGA (bit 2), no MSI
-/// (bit 3), no PCI Express power management (bit 4) and no CMOS clock (bit 5).
+/// (bit 3), no PCI Express power management (bit 4) and no
+/// CMOS clock to rely on (bit 5).
 const BOOT_ARCHITECTURE: u16 = 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5;
 
 /// The tables did not fit or guest memory is too small.

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use kvm_bindings::kvm_enable_cap;
 use kvm_ioctls::{Kvm, VcpuExit};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
+use crate::identity::Processor;
 use crate::kvm::capabilities::{self, DEVICE};
 use crate::kvm::ioctls::{HypervExit, Kicker, VmMemory, hyperv_exit};
+use crate::kvm::vcpu::Vcpu;
 use crate::layout;
 
 /// How long the trial may take.
@@ -216,16 +217,13 @@ fn run_trial(kvm: &Kvm, started: impl FnOnce(Arc<Kicker>)) -> Result<(), String>
     vm.create_irq_chip()
         .map_err(failed("KVM makes no interrupt controller"))?;
     let vm = VmMemory::new(vm, Arc::new(memory)).map_err(failed("KVM takes no memory"))?;
-    let mut vcpu = vm
-        .fd
-        .create_vcpu(0)
-        .map_err(failed("KVM makes no processor"))?;
-    let synic = kvm_enable_cap {
-        cap: kvm_bindings::KVM_CAP_HYPERV_SYNIC2,
-        ..Default::default()
+    let alone = Processor {
+        index: 0,
+        count: 1,
+        tsc_deadline: false,
     };
-    vcpu.enable_cap(&synic)
-        .map_err(failed("KVM activates no SynIC"))?;
+    let vcpu = Vcpu::new(kvm, &vm.fd, alone).map_err(|error| error.to_string())?;
+    let mut vcpu = vcpu.lock();
 
     let mut sregs = vcpu.get_sregs().map_err(failed("KVM tells no registers"))?;
     sregs.cs.base = 0;

@@ -13,6 +13,7 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod platform;
+pub mod rtc;
 pub mod serial;
 pub mod storage;
 pub mod terminal;

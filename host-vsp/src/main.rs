@@ -16,14 +16,19 @@ use host_vsp::counters::Snapshot;
 use host_vsp::machine::{self, Config, Handle, Machine, Outcome, ResetCause};
 use host_vsp::platform::Options;
 use host_vsp::serial::Serial;
+use host_vsp::storage::{Controller, RawFile};
 use host_vsp::terminal::GuestTerminal;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
+use vmbus_proto::guid::Guid;
 
 const USAGE: u8 = 2;
 const RESET: u8 = 3;
 const TRIPLE_FAULT: u8 = 4;
 const SIGNALLED: u8 = 128;
+
+/// Instance of the storage controller; its disks' names are made from it.
+const CONTROLLER: Guid = Guid::new(0x2a4c_9d11, 0x6f0b, 0x4c57, 0x8e21, 0x0000_0000_0001);
 
 /// How long input for COM1 waits for the guest to take some, before it looks again.
 const SERIAL_PATIENCE: Duration = Duration::from_millis(5);
@@ -94,10 +99,18 @@ fn run(options: &cli::Run) -> anyhow::Result<ExitCode> {
         },
     };
     config.check(&kvm)?;
+    let disks = options
+        .disks
+        .iter()
+        .map(|disk| RawFile::open(&disk.path, disk.readonly))
+        .collect::<Result<Vec<_>, _>>()?;
     let machine = Machine::new(&kvm, config, payload)?;
 
     let stopped_by = Arc::new(AtomicI32::new(0));
     obey_signals(machine.handle(), Arc::clone(&stopped_by)).context("signals cannot be caught")?;
+    if !disks.is_empty() {
+        machine.bus().offer(Box::new(controller(disks)?))?;
+    }
     if let Some(console) = &options.console {
         let streams = match console {
             cli::Console::Stdio => Streams::stdio(),
@@ -141,6 +154,15 @@ fn run(options: &cli::Run) -> anyhow::Result<ExitCode> {
             SIGNALLED.saturating_add(u8::try_from(signal).unwrap_or_default())
         }
     }))
+}
+
+/// The controller with all disks, in the order of the command line.
+fn controller(disks: Vec<RawFile>) -> anyhow::Result<Controller> {
+    let mut controller = Controller::new(CONTROLLER).context("no storage controller")?;
+    for (lun, disk) in (0..=u8::MAX).zip(disks) {
+        controller.attach(lun, disk)?;
+    }
+    Ok(controller)
 }
 
 /// Catches the signals that stop the machine or ask for its counters.

@@ -1,6 +1,6 @@
 //! What a processor meets at I/O ports and at the MSRs that are served here.
 //!
-//! Ports: COM1, the ways to power off and to reset, and, where asked for, two that help tests: a
+//! Ports: COM1, the clock, the ways to power off and to reset, and, where asked for, two that help tests: a
 //! *steady port* that brackets a window of time in which all counters are compared, and an *exit
 //! port* that ends the process with a status, as QEMU's `isa-debug-exit` does. Everything else
 //! reads as all ones, as on a bus with nobody there.
@@ -17,6 +17,7 @@ use crate::layout::{
 };
 use crate::machine::{Event, ResetCause};
 use crate::memory::GuestMemory;
+use crate::rtc::{self, Rtc};
 use crate::serial::Serial;
 
 /// PM1 control: ACPI, not legacy, mode.
@@ -56,6 +57,7 @@ pub struct Platform {
     memory: Arc<dyn GuestMemory>,
     counters: Arc<Counters>,
     serial: Arc<Serial>,
+    rtc: Rtc,
     options: Options,
     state: Mutex<State>,
     serial_accesses: Counter,
@@ -86,6 +88,7 @@ impl Platform {
             memory,
             counters,
             serial,
+            rtc: Rtc::default(),
             options,
             state: Mutex::default(),
         }
@@ -129,6 +132,10 @@ impl Platform {
                 self.state().pm1_enable = value;
                 None
             }
+            rtc::INDEX_PORT => {
+                self.rtc.select(first);
+                None
+            }
             RESET_PORT if first & RESET_VALUE == RESET_VALUE => {
                 Some(Event::Reset(ResetCause::ResetRegister))
             }
@@ -147,6 +154,9 @@ impl Platform {
         if let Some(offset) = serial_offset(port) {
             self.serial_accesses.count();
             return self.serial.read(offset, data);
+        }
+        if port == rtc::DATA_PORT {
+            return data.fill(self.rtc.read());
         }
         let register = match port {
             PM1A_EVENT => 0,

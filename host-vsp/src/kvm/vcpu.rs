@@ -24,6 +24,12 @@ const MSR_TSC: u32 = 0x10;
 const MSR_MISC_ENABLE: (u32, u64) = (0x1A0, 1);
 /// IA32_MTRR_DEF_TYPE: MTRRs enabled, all memory write-back.
 const MSR_MTRR_DEF_TYPE: (u32, u64) = (0x2FF, 1 << 11 | 6);
+/// The other MTRRs, of which KVM's list says nothing: variable ranges, then the fixed ones.
+const MSR_MTRRS: [u32; 27] = [
+    0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207, 0x208, 0x209, 0x20A, 0x20B, 0x20C,
+    0x20D, 0x20E, 0x20F, 0x250, 0x258, 0x259, 0x268, 0x269, 0x26A, 0x26B, 0x26C, 0x26D, 0x26E,
+    0x26F,
+];
 /// Synthetic timers per processor.
 const TIMERS: u32 = 4;
 
@@ -53,7 +59,7 @@ struct State {
 
 impl Vcpu {
     /// Makes processor `processor` with the Hyper-V identity and an active SynIC.
-    pub(super) fn new(kvm: &Kvm, vm: &VmFd, processor: identity::Processor) -> Result<Self, Error> {
+    pub(crate) fn new(kvm: &Kvm, vm: &VmFd, processor: identity::Processor) -> Result<Self, Error> {
         let fd = vm
             .create_vcpu(processor.index.into())
             .context("making a processor")?;
@@ -136,6 +142,8 @@ fn msr_indices(listed: &[u32]) -> Vec<u32> {
         .filter(|index| *index != MSR_TSC)
         .collect();
     indices.extend(sints.chain(timers).chain(pages));
+    indices.extend(MSR_MTRRS);
+    indices.extend([MSR_MISC_ENABLE.0, MSR_MTRR_DEF_TYPE.0]);
     indices.sort_unstable();
     indices.dedup();
     indices
