@@ -251,6 +251,20 @@ impl<'b, H: Hal> Channel<'b, H> {
         Ok(packet)
     }
 
+    /// Whether the host has taken every packet that was sent.
+    ///
+    /// # Errors
+    /// The channel has come to an end.
+    pub fn all_taken(&self) -> Result<bool, Error> {
+        self.check()?;
+        let free = self
+            .to_host
+            .with(|ring| Ok((ring.free()?, ring.capacity())));
+        let (free, capacity) = free.map_err(|corrupt| self.ring_error(Error::Corrupt(corrupt)))?;
+        // Only an empty ring has more room than its longest packet takes.
+        Ok(free > capacity)
+    }
+
     /// Whether a packet waits to be received, or the channel has come to an end.
     pub fn has_news(&self) -> bool {
         self.check().is_err() || self.to_guest.with(|ring| ring.available()) != Ok(0)

@@ -44,7 +44,7 @@ impl Received {
     }
 }
 
-/// A console. Dropped, it is closed, which waits for the host.
+/// A console. Dropped, it is flushed and closed, which waits for the host.
 pub struct Console<'b, H: Hal> {
     channel: Channel<'b, H>,
     received: IrqMutex<H, Received>,
@@ -110,6 +110,17 @@ impl<'b, H: Hal> Console<'b, H> {
             rest = rest.get(written..).unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// Waits until the host has taken all that was written. Closing the console discards what it
+    /// has not.
+    ///
+    /// # Errors
+    /// The channel has come to an end; [`Error::Timeout`] where the host was not in time.
+    pub fn flush(&self) -> Result<(), Error> {
+        let deadline = self.channel.bus().deadline();
+        let taken = || Ok(self.channel.all_taken()?.then_some(()));
+        self.channel.wait(Waited::Room, deadline, taken)
     }
 
     /// Reads what has come, as far as it fits `buffer`; 0 where nothing has. Never waits; may be
@@ -225,8 +236,14 @@ impl<H: Hal> embedded_io::Write for Console<'_, H> {
         Ok(bytes.len())
     }
 
-    /// Returns at once: what was written is in the host's hands.
     fn flush(&mut self) -> Result<(), Error> {
-        Ok(())
+        Console::flush(self)
+    }
+}
+
+impl<H: Hal> Drop for Console<'_, H> {
+    fn drop(&mut self) {
+        // Nobody is left to be told that the last words were lost.
+        let _ = self.flush();
     }
 }

@@ -111,6 +111,11 @@ impl FakeHypervisor {
         *self.vm.host.write().unwrap() = Some(host);
     }
 
+    /// Has no host any more; its devices end when nobody else holds it.
+    pub fn unserve(&self) {
+        *self.vm.host.write().unwrap() = None;
+    }
+
     /// The thread that calls this is virtual processor `vp` until the result is dropped.
     pub fn enter(&self, vp: u32) -> Entered {
         Entered::new(self.clone(), vp)

@@ -7,17 +7,22 @@
 //!
 //! ```
 //! use guest_vsc::bus::{BusMemory, Options, VmBus};
-//! use inproc::{FakeHal, FakeHypervisor, VECTOR};
+//! use inproc::{FakeHal, Machine, VECTOR};
 //!
-//! let hypervisor = FakeHypervisor::new(1);
-//! let host = host_vsp::vmbus::VmBus::new(hypervisor.partition()).unwrap();
-//! hypervisor.serve(host);
-//! let _cpu = hypervisor.enter(0);
+//! let machine = Machine::new(1);
+//! let (_, terminal) = machine.add_console();
+//! let _cpu = machine.hypervisor.enter(0);
 //! let memory = BusMemory::<FakeHal, 1, 4>::new();
 //! let bus = VmBus::new(&memory, VECTOR).unwrap();
 //! assert_eq!(bus.connect(&Options::default()).unwrap().to_string(), "5.3");
-//! bus.unload().unwrap();
+//! let offer = bus.find(guest_vsc::console::CLASS).unwrap();
+//! let console = guest_vsc::console::Console::open(&bus, &offer, &Default::default()).unwrap();
+//! console.write(b"hello").unwrap();
+//! assert_eq!(terminal.shown(5), b"hello");
 //! ```
+//!
+//! [`Machine`] is a hypervisor with the real host behind it; [`ScriptedHost`] is a host that
+//! misbehaves as told.
 //!
 //! Like real hardware it is unforgiving: an MSR that does not exist, a hypercall without its page
 //! or a page freed twice panics.
@@ -25,6 +30,7 @@
 mod buffer;
 mod hal;
 mod hypervisor;
+mod machine;
 mod pages;
 mod script;
 mod synic;
@@ -32,6 +38,7 @@ mod synic;
 pub use buffer::RamBuffer;
 pub use hal::{Entered, FakeHal};
 pub use hypervisor::{Counts, FakeHypervisor};
+pub use machine::{Machine, Terminal};
 pub use script::{Script, ScriptedHost};
 
 /// The interrupt vector that the stories use.

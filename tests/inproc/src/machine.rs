@@ -1,0 +1,141 @@
+//! A hypervisor with the real host behind it, and devices with ends that a test can hold.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use host_vsp::console::{Console, Streams};
+use host_vsp::storage::{Controller, Disk};
+use host_vsp::vmbus::{DeviceId, VmBus};
+use vmbus_proto::guid::Guid;
+
+use crate::FakeHypervisor;
+
+/// The hypervisor, and the host's VMBus that serves its guest.
+pub struct Machine {
+    /// The hypervisor.
+    pub hypervisor: FakeHypervisor,
+    /// The host's end of the bus.
+    pub host: Arc<VmBus>,
+}
+
+impl Machine {
+    /// A machine with `vps` processors and no devices.
+    pub fn new(vps: u32) -> Self {
+        let hypervisor = FakeHypervisor::new(vps);
+        let host = VmBus::new(hypervisor.partition()).expect("a thread");
+        let host = Arc::new(host);
+        hypervisor.serve_shared(host.clone());
+        Self { hypervisor, host }
+    }
+
+    /// Offers a controller with `disk` at LUN 0.
+    pub fn add_disk(&self, disk: impl Into<Disk>) -> DeviceId {
+        self.add_disks([(0, disk)])
+    }
+
+    /// Offers a controller with these disks.
+    pub fn add_disks<D: Into<Disk>>(&self, disks: impl IntoIterator<Item = (u8, D)>) -> DeviceId {
+        let instance = Guid::new(0x1111_2222, 3, 4, 5, 6);
+        let mut controller = Controller::new(instance).expect("threads");
+        for (lun, disk) in disks {
+            controller.attach(lun, disk).expect("a free LUN");
+        }
+        self.host.offer(Box::new(controller)).expect("a relid")
+    }
+
+    /// Offers a console and returns its other end.
+    pub fn add_console(&self) -> (DeviceId, Terminal) {
+        let terminal = Terminal::default();
+        let (input, output) = (terminal.typed.clone(), terminal.shown.clone());
+        let streams = Streams::new(Some(Box::new(input)), Box::new(output)).expect("threads");
+        let console = Console::new(streams);
+        let id = self.host.offer(Box::new(console)).expect("a relid");
+        (id, terminal)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Hypervisor and host hold each other.
+        self.hypervisor.unserve();
+    }
+}
+
+/// The other end of a console.
+#[derive(Clone, Default)]
+pub struct Terminal {
+    typed: Pipe,
+    shown: Pipe,
+}
+
+impl Terminal {
+    /// Sends bytes to the guest.
+    pub fn type_in(&self, bytes: &[u8]) {
+        self.typed
+            .clone()
+            .write_all(bytes)
+            .expect("a pipe in memory");
+    }
+
+    /// Holds back what the guest writes, or lets it through.
+    pub fn hold(&self, held: bool) {
+        self.shown.shared.0.lock().unwrap().held = held;
+        self.shown.shared.1.notify_all();
+    }
+
+    /// Waits until the guest has written `length` bytes, and takes them.
+    pub fn shown(&self, length: usize) -> Vec<u8> {
+        let (queue, changed) = &*self.shown.shared;
+        let end = Instant::now() + Duration::from_secs(10);
+        let mut queue = queue.lock().unwrap();
+        while queue.bytes.len() < length {
+            let left = end.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "only {} bytes came", queue.bytes.len());
+            queue = changed.wait_timeout(queue, left).unwrap().0;
+        }
+        queue.bytes.drain(..length).collect()
+    }
+}
+
+/// A pipe in memory.
+#[derive(Clone, Default)]
+struct Pipe {
+    shared: Arc<(Mutex<Queue>, Condvar)>,
+}
+
+#[derive(Default)]
+struct Queue {
+    bytes: VecDeque<u8>,
+    /// Writers wait.
+    held: bool,
+}
+
+impl Read for Pipe {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let (queue, changed) = &*self.shared;
+        let mut queue = queue.lock().unwrap();
+        while queue.bytes.is_empty() {
+            queue = changed.wait(queue).unwrap();
+        }
+        queue.bytes.read(to)
+    }
+}
+
+impl Write for Pipe {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        let (queue, changed) = &*self.shared;
+        let mut queue = queue.lock().unwrap();
+        while queue.held {
+            queue = changed.wait(queue).unwrap();
+        }
+        queue.bytes.extend(from);
+        changed.notify_all();
+        Ok(from.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
