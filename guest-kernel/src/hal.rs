@@ -14,7 +14,7 @@ use guest_vsc::hal::{BufferDirection, Hal, PhysAddr};
 
 /// The longest sleep while waiting for the host. Its interrupt comes much sooner; should it get
 /// lost, the driver looks again after this, and `cpu::apic::timer_interrupts` tells on it.
-const LONGEST_SLEEP: Duration = Duration::from_millis(10);
+const LONGEST_SLEEP: Duration = Duration::from_millis(50);
 
 /// This kernel, for the Hyper-V drivers.
 pub(crate) struct KernelHal;

@@ -10,6 +10,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::time::Duration;
 use guest_vsc::Error;
 use guest_vsc::storage::{Completion, SECTOR_SIZE, StorageError, Token};
 
@@ -148,9 +149,10 @@ fn steady(machine: &mut Machine<'_>) -> Outcome {
     port::write8(marker, WINDOW_ENDS);
     println!("STEADY end reads={}", run.reads);
 
-    result?;
+    let longest_wait = result?;
     println!(
-        "{} reads of {} bytes, {} in flight, {took:?}: {} interrupts, {} of the timer's",
+        "{} reads of {} bytes, {} in flight, {took:?}, longest wait {longest_wait:?}: \
+         {} interrupts, {} of the timer's",
         run.reads,
         run.bytes,
         run.depth,
@@ -181,7 +183,13 @@ impl Steady {
     }
 
     /// Keeps `depth` reads in flight until all are done; nothing is printed or allocated here.
-    fn go(&self, storage: &KernelStorage, buffers: Vec<Vec<u8>>, random: &mut Pattern) -> Outcome {
+    /// Returns how long the slowest wait for a completion was: a lost interrupt would show.
+    fn go(
+        &self,
+        storage: &KernelStorage,
+        buffers: Vec<Vec<u8>>,
+        random: &mut Pattern,
+    ) -> Result<Duration, String> {
         let mut submitted: Vec<Submitted> = Vec::with_capacity(self.depth);
         let mut submit = |buffer, submitted: &mut Vec<Submitted>| {
             let place = random.next() % self.places;
@@ -192,16 +200,19 @@ impl Steady {
             Ok::<_, String>(())
         };
         let mut started = 0;
+        let mut longest_wait = Duration::ZERO;
         for buffer in buffers.into_iter().take(self.reads as usize) {
             submit(buffer, &mut submitted)?;
             started += 1;
         }
         while !submitted.is_empty() {
+            let asked = clock::now();
             let Completion {
                 token,
                 buffer,
                 result,
             } = storage.wait().map_err(|error| error.to_string())?;
+            longest_wait = longest_wait.max(clock::now() - asked);
             let place = strike(&mut submitted, token)?;
             result.map_err(|error| format!("read of place {place}: {error}"))?;
             if buffer[..8] != (place as u64).to_le_bytes() {
@@ -214,6 +225,6 @@ impl Steady {
                 started += 1;
             }
         }
-        Ok(())
+        Ok(longest_wait)
     }
 }
