@@ -12,8 +12,10 @@
 
 pub mod backend;
 mod buffer;
+mod conversation;
 mod engine;
 mod identity;
+mod incoming;
 mod scsi;
 #[cfg(test)]
 mod tests;
@@ -21,7 +23,11 @@ mod vsp;
 
 pub use backend::{Backend, OpenError, RawFile};
 pub use buffer::{BufferError, GuestBuffer};
-pub use vsp::{AttachError, Controller, Disk, MAX_IN_FLIGHT, MAX_LUNS, MAX_TRANSFER_BYTES};
+pub use vsp::{AttachError, Controller, Disk, MAX_IN_FLIGHT, MAX_LUNS};
 
 /// Bytes of a logical block, of every disk.
 pub const BLOCK_SIZE: u64 = 512;
+
+/// Most data of one request in bytes: a multiple of the guest's page size, as Linux counts its
+/// pages.
+pub const MAX_TRANSFER_BYTES: u32 = 512 * 1024;

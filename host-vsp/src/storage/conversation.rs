@@ -1,0 +1,232 @@
+//! The storvsp conversation without its channel: what may be asked when, and what is answered.
+//!
+//! The order is BEGIN_INITIALIZATION, QUERY_PROTOCOL_VERSION, QUERY_PROPERTIES,
+//! END_INITIALIZATION, then SRBs and resets. Whatever comes instead is refused with a status; a
+//! guest waits for every answer without a timeout.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+use vmbus_proto::scsi::Sense;
+use vmbus_proto::storvsp::{
+    ChannelProperties, Operation, PACKET_SIZE, PACKET_SIZE_BEFORE_5_1, ProtocolVersion,
+    VstorPacket, status,
+};
+
+use super::MAX_TRANSFER_BYTES;
+use super::scsi::Outcome;
+
+/// A request: it ends as an [`Answer`].
+pub(super) struct Request {
+    /// The guest's, repeated in the answer and not interpreted.
+    pub(super) transaction_id: u64,
+    /// What was asked.
+    pub(super) packet: VstorPacket,
+    /// Bytes of its answer.
+    pub(super) size: usize,
+}
+
+impl Request {
+    /// The answer with a value of [`status`].
+    fn answer(&self, status: u32) -> Answer {
+        Answer {
+            transaction_id: self.transaction_id,
+            packet: self.packet.answer(status),
+            size: self.size,
+        }
+    }
+
+    /// The answer to an SRB.
+    pub(super) fn finish(self, outcome: Outcome) -> Answer {
+        let sense = outcome.sense.map(Sense::to_fixed);
+        let sense = sense.as_ref().map_or(&[][..], |sense| sense);
+        let srb = self.packet.srb().answer(
+            outcome.srb_status,
+            outcome.scsi_status,
+            outcome.moved,
+            sense,
+        );
+        let answer = self.answer(status::SUCCESS);
+        Answer {
+            packet: answer.packet.with_srb(&srb),
+            ..answer
+        }
+    }
+}
+
+/// An answer to send.
+pub(super) struct Answer {
+    pub(super) transaction_id: u64,
+    packet: VstorPacket,
+    size: usize,
+}
+
+impl Answer {
+    /// Its bytes.
+    pub(super) fn payload(&self) -> &[u8] {
+        self.packet.wire_bytes(self.size)
+    }
+}
+
+/// What the guest and we have said so far.
+#[derive(Default)]
+pub(super) struct Conversation {
+    phase: Phase,
+    version: Option<ProtocolVersion>,
+    /// To send, the oldest first.
+    pub(super) answers: VecDeque<Answer>,
+    /// Answers of resets, to send when nothing is in flight.
+    resets: Vec<Answer>,
+}
+
+/// How far the initialization has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+enum Phase {
+    /// BEGIN_INITIALIZATION has to come.
+    #[default]
+    Begin,
+    /// QUERY_PROTOCOL_VERSION has to come, again until we know the version.
+    Version,
+    /// QUERY_PROPERTIES has to come.
+    Properties,
+    /// END_INITIALIZATION has to come.
+    End,
+    /// Commands may come.
+    Ready,
+}
+
+/// A conversation as bytes.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    phase: Phase,
+    version: Option<u16>,
+    /// Transaction ids and packets.
+    answers: Vec<(u64, Vec<u8>)>,
+}
+
+impl Conversation {
+    /// Whether requests have to wait until those before them are finished.
+    pub(super) fn is_resetting(&self) -> bool {
+        !self.resets.is_empty()
+    }
+
+    /// Nothing is in flight any more: resets are done.
+    pub(super) fn idle(&mut self) {
+        self.answers.extend(self.resets.drain(..));
+    }
+
+    /// Handles a request; gives it back where it is an SRB to execute.
+    pub(super) fn handle(&mut self, mut request: Request) -> Option<Request> {
+        // Before there is a version, an answer is as long as its request.
+        if let Some(version) = self.version {
+            request.size = version.packet_size();
+        }
+        let operation = request.packet.operation();
+        let status = match (operation, self.phase) {
+            (Some(Operation::ExecuteSrb), Phase::Ready) => return Some(request),
+            (Some(Operation::BeginInitialization), Phase::Begin) => {
+                self.phase = Phase::Version;
+                status::SUCCESS
+            }
+            (Some(Operation::QueryProtocolVersion), Phase::Version) => {
+                self.version = ProtocolVersion::from_wire(request.packet.protocol_version());
+                match self.version {
+                    Some(version) => {
+                        tracing::debug!(?version, "storvsp version");
+                        self.phase = Phase::Properties;
+                        status::SUCCESS
+                    }
+                    None => status::REVISION_MISMATCH,
+                }
+            }
+            (Some(Operation::QueryProperties), Phase::Properties) => {
+                let properties = ChannelProperties {
+                    max_transfer_bytes: MAX_TRANSFER_BYTES.into(),
+                    ..ChannelProperties::default()
+                };
+                request.packet = request.packet.with_properties(&properties);
+                self.phase = Phase::End;
+                status::SUCCESS
+            }
+            (Some(Operation::EndInitialization), Phase::End) => {
+                self.phase = Phase::Ready;
+                status::SUCCESS
+            }
+            (
+                Some(Operation::ResetLun | Operation::ResetAdapter | Operation::ResetBus),
+                Phase::Ready,
+            ) => {
+                // Every request before it has to be finished and answered first.
+                self.resets.push(request.answer(status::SUCCESS));
+                return None;
+            }
+            // There are no sub-channels to be had: the properties say 0.
+            (Some(Operation::CreateSubChannels), Phase::Ready) => status::INVALID_PARAMETER,
+            // These are not for this device, not for the host, or for nobody.
+            (
+                None
+                | Some(
+                    Operation::FcHbaData
+                    | Operation::CompleteIo
+                    | Operation::RemoveDevice
+                    | Operation::EnumerateBus,
+                ),
+                _,
+            ) => status::INVALID_DEVICE_REQUEST,
+            (Some(operation), phase) => {
+                tracing::debug!(?operation, ?phase, "storvsp request out of order");
+                status::INVALID_DEVICE_STATE
+            }
+        };
+        self.answers.push_back(request.answer(status));
+        None
+    }
+
+    /// The conversation as bytes. Nothing is in flight and no reset waits.
+    pub(super) fn save(&self) -> Vec<u8> {
+        let answers = self.answers.iter();
+        let saved = Saved {
+            phase: self.phase,
+            version: self.version.map(|version| version as u16),
+            answers: answers
+                .map(|answer| (answer.transaction_id, answer.payload().to_vec()))
+                .collect(),
+        };
+        // Numbers and bytes cannot fail to serialize into memory.
+        postcard::to_stdvec(&saved).unwrap_or_default()
+    }
+
+    /// The conversation in bytes of [`save`](Self::save), or what is wrong with them.
+    pub(super) fn load(bytes: &[u8]) -> Result<Self, String> {
+        let saved: Saved = postcard::from_bytes(bytes).map_err(|error| error.to_string())?;
+        let version = match saved.version.map(ProtocolVersion::from_wire) {
+            Some(None) => return Err("its protocol version is unknown".to_owned()),
+            Some(version) => version,
+            None => None,
+        };
+        let answers = saved.answers.into_iter().map(|(transaction_id, bytes)| {
+            let size = bytes.len();
+            VstorPacket::parse(&bytes)
+                .filter(|_| size == PACKET_SIZE || size == PACKET_SIZE_BEFORE_5_1)
+                .map(|packet| Answer {
+                    transaction_id,
+                    packet,
+                    size,
+                })
+        });
+        let answers = answers.collect::<Option<_>>();
+        Ok(Self {
+            phase: saved.phase,
+            version,
+            answers: answers.ok_or("an answer has a wrong length")?,
+            resets: Vec::new(),
+        })
+    }
+}
