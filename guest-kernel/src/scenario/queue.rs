@@ -22,8 +22,9 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "steady",
-        about: "random reads without a word between STEADY begin and STEADY end \
-                (steady.reads=20000, steady.depth=32, steady.bytes=4096, steady.port=0x510)",
+        about: "random reads of what `storage` wrote, without a word between STEADY begin and end \
+                (disk.lba=0, disk.blocks=256, steady.reads=20000, steady.depth=32, \
+                steady.bytes=4096, steady.port=0x510)",
         run: steady,
     },
 ];
@@ -114,8 +115,10 @@ struct Steady {
     reads: u64,
     depth: usize,
     bytes: usize,
-    /// Reads go to the beginnings of this many pieces of `bytes` at the disk's beginning.
-    places: u64,
+    /// First block of the area that is read.
+    lba: u64,
+    /// The first eight bytes of each piece of `bytes` in that area, all different.
+    places: Vec<u64>,
 }
 
 fn steady(machine: &mut Machine<'_>) -> Outcome {
@@ -129,15 +132,11 @@ fn steady(machine: &mut Machine<'_>) -> Outcome {
             .number("steady.depth", 32)?
             .clamp(1, REQUESTS as u64) as usize,
         bytes: bytes.max(SECTOR_SIZE).next_multiple_of(SECTOR_SIZE),
-        places: 256,
+        lba: options.number("disk.lba", 0)?,
+        places: Vec::new(),
     };
     let storage = machine.storage()?;
-    run.places = run.places.min(storage.capacity() / run.sectors());
-    if run.places == 0 {
-        return Err(format!("the disk has less than {} bytes", run.bytes));
-    }
-    run.mark(storage)
-        .map_err(|error| format!("write: {error}"))?;
+    run.learn(storage, options.number("disk.blocks", 256)?)?;
     let buffers: Vec<_> = (0..run.depth).map(|_| vec![0; run.bytes]).collect();
     let mut random = Pattern::new(seed);
 
@@ -172,12 +171,21 @@ impl Steady {
         (self.bytes / SECTOR_SIZE) as u64
     }
 
-    /// Writes each place's number to its beginning.
-    fn mark(&self, storage: &KernelStorage) -> Result<(), StorageError> {
+    /// Reads the beginning of each place in `blocks` blocks, to know it again.
+    fn learn(&mut self, storage: &KernelStorage, blocks: u64) -> Result<(), String> {
         let mut data = vec![0; self.bytes];
-        for place in 0..self.places {
-            data[..8].copy_from_slice(&place.to_le_bytes());
-            storage.write_blocks(place * self.sectors(), &data)?;
+        for place in 0..blocks / self.sectors() {
+            storage
+                .read_blocks(self.lba + place * self.sectors(), &mut data)
+                .map_err(|error| format!("read: {error}"))?;
+            let head = u64::from_le_bytes(data[..8].try_into().map_err(|_| "too short")?);
+            if self.places.contains(&head) {
+                return Err("the places look alike: run `storage` before `steady`".into());
+            }
+            self.places.push(head);
+        }
+        if self.places.is_empty() {
+            return Err(format!("{blocks} blocks hold no {} bytes", self.bytes));
         }
         Ok(())
     }
@@ -192,9 +200,9 @@ impl Steady {
     ) -> Result<Duration, String> {
         let mut submitted: Vec<Submitted> = Vec::with_capacity(self.depth);
         let mut submit = |buffer, submitted: &mut Vec<Submitted>| {
-            let place = random.next() % self.places;
+            let place = random.next() % self.places.len() as u64;
             let token = storage
-                .submit_read(place * self.sectors(), buffer)
+                .submit_read(self.lba + place * self.sectors(), buffer)
                 .map_err(|(error, _)| error.to_string())?;
             submitted.push((token, place as usize));
             Ok::<_, String>(())
@@ -215,7 +223,7 @@ impl Steady {
             longest_wait = longest_wait.max(clock::now() - asked);
             let place = strike(&mut submitted, token)?;
             result.map_err(|error| format!("read of place {place}: {error}"))?;
-            if buffer[..8] != (place as u64).to_le_bytes() {
+            if buffer[..8] != self.places[place].to_le_bytes() {
                 return Err(format!(
                     "a read of place {place} brought another one's data"
                 ));

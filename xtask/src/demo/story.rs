@@ -74,10 +74,10 @@ pub(super) fn tell(place: &L1, programs: &Programs, disk: &str, task: &Task) -> 
     println!("steady:    {READS} reads, {DEPTH} under way at a time:");
     exits::tell_window(&window, READS)?;
 
-    let hello = vm.expect("hello from the guest", EACH)?;
+    let hello = vm.expect_line_on(Stream::Stdout, "hello from the guest", EACH)?;
     let words = format!("the host knows seed {:x}", seed.rotate_left(32));
     vm.write(format!("{words}\n").as_bytes())?;
-    let echo = vm.expect("echo: ", EACH)?;
+    let echo = vm.expect_line_on(Stream::Stdout, "echo: ", EACH)?;
     ensure!(
         echo.contains(&words),
         "the console gave back {echo:?} for {words:?}"
@@ -94,6 +94,6 @@ pub(super) fn tell(place: &L1, programs: &Programs, disk: &str, task: &Task) -> 
 
 /// Waits for a line of the guest's log, which `host-vsp` writes to its standard error.
 fn guest(vm: &mut Process, text: &str, limit: Duration) -> anyhow::Result<String> {
-    vm.expect_on(Stream::Stderr, text, limit)
+    vm.expect_line_on(Stream::Stderr, text, limit)
         .with_context(|| format!("waiting for {text:?}"))
 }

@@ -76,19 +76,39 @@ impl Process {
     /// line with it. The next expectation starts after that line, or after `text` if the line was
     /// not complete yet. Fails as soon as the stream ends without it.
     pub fn expect_on(&mut self, stream: Stream, text: &str, limit: Duration) -> Result<String> {
+        self.expect_found(stream, text, limit, false)
+    }
+
+    /// Like [`expect_on`](Self::expect_on), but waits until the line is complete.
+    pub fn expect_line_on(
+        &mut self,
+        stream: Stream,
+        text: &str,
+        limit: Duration,
+    ) -> Result<String> {
+        self.expect_found(stream, text, limit, true)
+    }
+
+    fn expect_found(
+        &mut self,
+        stream: Stream,
+        text: &str,
+        limit: Duration,
+        whole: bool,
+    ) -> Result<String> {
         let from = self.read[stream as usize];
         let found = self.connection.wait_process(self.id, limit, |record| {
             let captured = record.stream(stream);
             match find(&captured.bytes, from, text) {
-                Some(found) => Some(Some(found)),
-                None => captured.ended.then_some(None),
+                Some(found) if found.complete || !whole || captured.ended => Some(Some(found)),
+                _ => captured.ended.then_some(None),
             }
         })?;
         let what = || format!("{text:?} from `{}`", self.shown);
         match found {
-            Some(Some((line, next))) => {
-                self.read[stream as usize] = next;
-                Ok(line)
+            Some(Some(found)) => {
+                self.read[stream as usize] = found.next;
+                Ok(found.line)
             }
             Some(None) => Err(Error::Ended {
                 what: what(),
@@ -178,8 +198,17 @@ impl Drop for Process {
     }
 }
 
-/// Finds `text` at or after `from`: the line with it, and where to go on.
-fn find(bytes: &[u8], from: usize, text: &str) -> Option<(String, usize)> {
+/// A line that was expected.
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    line: String,
+    /// Where to go on: after the line, or after the text where the line is not complete yet.
+    next: usize,
+    complete: bool,
+}
+
+/// Finds `text` at or after `from`.
+fn find(bytes: &[u8], from: usize, text: &str) -> Option<Found> {
     let rest = bytes.get(from..)?;
     let at = from
         + rest
@@ -196,10 +225,11 @@ fn find(bytes: &[u8], from: usize, text: &str) -> Option<(String, usize)> {
         .map(|end| after + end);
     let end = line_end.unwrap_or(bytes.len());
     let line = String::from_utf8_lossy(&bytes[begin.max(from)..end]);
-    Some((
-        line.trim_end_matches('\r').to_owned(),
-        line_end.map_or(after, |end| end + 1),
-    ))
+    Some(Found {
+        line: line.trim_end_matches('\r').to_owned(),
+        next: line_end.map_or(after, |end| end + 1),
+        complete: line_end.is_some(),
+    })
 }
 
 #[cfg(test)]
@@ -209,10 +239,12 @@ mod tests {
     #[test]
     fn lines_are_found_one_after_the_other() {
         let text = b"one\r\nvmbus 5.3 ok\r\nvmbus again";
-        let (line, next) = find(text, 0, "vmbus").unwrap();
-        assert_eq!((line.as_str(), next), ("vmbus 5.3 ok", 19));
-        let (line, next) = find(text, next, "vmbus").unwrap();
-        assert_eq!((line.as_str(), next), ("vmbus again", 24));
-        assert_eq!(find(text, next, "vmbus"), None);
+        let found = find(text, 0, "vmbus").unwrap();
+        assert_eq!(found.line, "vmbus 5.3 ok");
+        assert_eq!((found.next, found.complete), (19, true));
+        let found = find(text, found.next, "vmbus").unwrap();
+        assert_eq!(found.line, "vmbus again");
+        assert_eq!((found.next, found.complete), (24, false));
+        assert_eq!(find(text, found.next, "vmbus"), None);
     }
 }
