@@ -91,30 +91,63 @@ impl<H: Hal> Drop for Clock<H> {
     }
 }
 
-/// Looks between two readings of the clock: a reading may cost an exit.
-const TURNS_PER_READING: u32 = 32;
+/// Turns of a wait before the clock is read first: most waits are over by then.
+const FIRST_TURNS: u32 = 8;
+/// Most turns between two readings.
+const MOST_TURNS: u32 = 4096;
+/// Readings that are closer than this, in units of 100 ns, are too many: a reading may cost an
+/// exit.
+const CLOSE: u64 = 1_000;
+/// Readings that are further apart than this, in units of 100 ns, are too few.
+const FAR: u64 = 20_000;
 
 /// The end of a wait.
+///
+/// A turn of a wait may take nanoseconds or, where it sleeps, milliseconds. So the number of
+/// turns between two readings of the clock follows from what the last ones took.
 pub(crate) struct Deadline<'a, H: Hal> {
     clock: &'a Clock<H>,
-    /// Reference time at which the wait is over.
-    end: u64,
+    /// How long to wait, from the first reading on, in units of 100 ns.
+    timeout: u64,
+    /// Reference times of the end and of the last reading.
+    end_and_last: Option<(u64, u64)>,
+    /// Turns until the next reading, and how many there are between two.
     turns: u32,
+    interval: u32,
 }
 
 impl<'a, H: Hal> Deadline<'a, H> {
     pub(crate) fn new(clock: &'a Clock<H>, timeout: Duration) -> Self {
-        let units = u64::try_from(timeout.as_nanos() / 100).unwrap_or(u64::MAX);
         Self {
             clock,
-            end: clock.now().saturating_add(units),
-            turns: 0,
+            timeout: u64::try_from(timeout.as_nanos() / 100).unwrap_or(u64::MAX),
+            end_and_last: None,
+            turns: FIRST_TURNS,
+            interval: 1,
         }
     }
 
     /// Whether the wait is over. Asked once at each turn of a wait.
     pub(crate) fn is_over(&mut self) -> bool {
-        self.turns = self.turns.wrapping_add(1);
-        self.turns.is_multiple_of(TURNS_PER_READING) && self.clock.now() >= self.end
+        self.turns = self.turns.saturating_sub(1);
+        if self.turns != 0 {
+            return false;
+        }
+        let now = self.clock.now();
+        let end = match self.end_and_last {
+            None => now.saturating_add(self.timeout),
+            Some((end, last)) => {
+                let elapsed = now.saturating_sub(last);
+                if elapsed < CLOSE {
+                    self.interval = self.interval.saturating_mul(2).min(MOST_TURNS);
+                } else if elapsed > FAR {
+                    self.interval = (self.interval / 2).max(1);
+                }
+                end
+            }
+        };
+        self.end_and_last = Some((end, now));
+        self.turns = self.interval;
+        now >= end
     }
 }
