@@ -53,6 +53,13 @@ pub struct SavedBus {
     channels: BTreeMap<u32, SavedChannel>,
 }
 
+impl SavedBus {
+    /// Number of channels that were open.
+    pub fn open_channels(&self) -> usize {
+        self.channels.len()
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct SavedChannel {
     /// Read index of `to_host`, write index of `to_guest`.

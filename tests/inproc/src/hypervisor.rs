@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Instant;
 
 use guest_vsc::hal::Cpuid;
@@ -55,6 +55,8 @@ pub(crate) struct Vm {
     reference_tsc: AtomicU64,
     host: RwLock<Option<Arc<dyn Hypercalls>>>,
     doorbells: RwLock<HashMap<u32, EventFd>>,
+    /// Held by each hypercall, and by a freeze alone.
+    gate: RwLock<()>,
     /// Statuses that the next posts fail with.
     failures: Mutex<Vec<Status>>,
     locked_hypercall_page: AtomicBool,
@@ -78,6 +80,7 @@ impl FakeHypervisor {
             reference_tsc: AtomicU64::new(0),
             host: RwLock::new(None),
             doorbells: RwLock::default(),
+            gate: RwLock::default(),
             failures: Mutex::default(),
             locked_hypercall_page: AtomicBool::new(false),
             start: Instant::now(),
@@ -114,6 +117,11 @@ impl FakeHypervisor {
     /// Has no host any more; its devices end when nobody else holds it.
     pub fn unserve(&self) {
         *self.vm.host.write().unwrap() = None;
+    }
+
+    /// Holds every processor at its next hypercall until the result is dropped.
+    pub fn freeze(&self) -> RwLockWriteGuard<'_, ()> {
+        self.vm.gate.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The thread that calls this is virtual processor `vp` until the result is dropped.
@@ -250,6 +258,7 @@ impl Vm {
     }
 
     pub(crate) fn hypercall(&self, vp: u32, control: u64, input: u64) -> u64 {
+        let _not_frozen = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let page = self.hypercall_page.load(Ordering::Relaxed);
         assert!(page & msr::PAGE_ENABLE != 0, "no hypercall page");
         let fast = control & FAST != 0;

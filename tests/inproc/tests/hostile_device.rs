@@ -136,7 +136,8 @@ fn completion(id: u64, packet: VstorPacket) -> Sent {
     Sent::Completion(id, packet.as_bytes().to_vec())
 }
 
-const TIMEOUT: Duration = Duration::from_millis(100);
+/// Long enough for an honest answer on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Opens a lying disk, lets `tell` use it, and returns the completions the driver did not like.
 fn story(
