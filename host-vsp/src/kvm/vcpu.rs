@@ -20,6 +20,10 @@ use crate::identity;
 
 /// IA32_TSC: runs on through a reset, so that all processors' stay equal.
 const MSR_TSC: u32 = 0x10;
+/// What makes a processor's TSC the one that all processors of the VM share: to KVM, a host that
+/// writes 0 asks for that. After a triple fault on AMD it is needed, as KVM forgets to give the
+/// hardware the offset again, and the guest's timers would be late by the host's uptime.
+const TSC_SHARED: u64 = 0;
 /// IA32_MISC_ENABLE with fast string operations.
 const MSR_MISC_ENABLE: (u32, u64) = (0x1A0, 1);
 /// IA32_MTRR_DEF_TYPE: MTRRs enabled, all memory write-back.
@@ -198,6 +202,7 @@ impl State {
         fd.set_debug_regs(&self.debug)
             .context("setting debug registers")?;
         write_msrs(fd, &self.msrs)?;
+        write_msr(fd, MSR_TSC, TSC_SHARED)?;
         fd.set_lapic(&self.lapic)
             .context("setting the local APIC")?;
         fd.set_vcpu_events(&self.events)
