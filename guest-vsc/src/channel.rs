@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use vmbus_proto::message::{ChannelId, Message, ModifyChannel, OpenChannel};
 use vmbus_proto::packet::{Outgoing, Packet};
 use vmbus_proto::ring::{
-    Consumer, Control, FEATURE_PENDING_SEND_SIZE, Producer, RingMemory, Signal,
+    Consumer, Control, Corrupt, FEATURE_PENDING_SEND_SIZE, Producer, RingMemory, Signal,
 };
 use vmbus_proto::version::Version;
 
@@ -68,6 +68,8 @@ pub struct Channel<'b, H: Hal> {
     dedicated: bool,
     gpadl: u32,
     state: AtomicU32,
+    /// What broke the channel, where it is broken.
+    broken_by: IrqMutex<H, Option<Corrupt>>,
     to_host: IrqMutex<H, Producer<Ring<H>>>,
     to_guest: IrqMutex<H, Consumer<Ring<H>>>,
 }
@@ -118,6 +120,7 @@ impl<'b, H: Hal> Channel<'b, H> {
             gpadl: 0,
             // Dropped before it is open, it has nothing to close.
             state: AtomicU32::new(CLOSED),
+            broken_by: IrqMutex::new(None),
             to_host: IrqMutex::new(Producer::attach(to_host)?),
             to_guest: IrqMutex::new(Consumer::attach(to_guest)?),
         };
@@ -204,14 +207,25 @@ impl<'b, H: Hal> Channel<'b, H> {
     /// That packets may go, or why not.
     ///
     /// # Errors
-    /// [`Error::Closed`] also where the host corrupted the rings: only closing is left then.
+    /// [`Error::Corrupt`] where the host wrote what cannot be into the rings, or
+    /// [`Error::Rescinded`]: only closing is left then. [`Error::Closed`] when that is done.
     pub fn check(&self) -> Result<(), Error> {
-        if self.state.load(Ordering::Acquire) != OPEN {
-            Err(Error::Closed)
-        } else if self.is_rescinded() {
-            Err(Error::Rescinded)
-        } else {
-            Ok(())
+        self.usable()?;
+        if self.is_rescinded() {
+            return Err(Error::Rescinded);
+        }
+        Ok(())
+    }
+
+    /// That the rings may be touched, or why not.
+    fn usable(&self) -> Result<(), Error> {
+        match self.state.load(Ordering::Acquire) {
+            OPEN => Ok(()),
+            BROKEN => {
+                let why = self.broken_by.with(|why| *why);
+                Err(why.map_or(Error::Closed, Error::Corrupt))
+            }
+            _ => Err(Error::Closed),
         }
     }
 
@@ -237,9 +251,7 @@ impl<'b, H: Hal> Channel<'b, H> {
     /// # Errors
     /// A packet that cannot be, or is longer than `buffer`, ends the use of the channel.
     pub fn receive<'p>(&self, buffer: &'p mut [u8]) -> Result<Option<Packet<'p>>, Error> {
-        if self.state.load(Ordering::Acquire) != OPEN {
-            return Err(Error::Closed);
-        }
+        self.usable()?;
         let (packet, signal) = self
             .to_guest
             .with(|ring| {
@@ -354,7 +366,9 @@ impl<'b, H: Hal> Channel<'b, H> {
 
     /// Notes that a corrupt ring is not to be used any more.
     fn ring_error(&self, error: Error) -> Error {
-        if matches!(error, Error::Corrupt(_)) {
+        if let Error::Corrupt(corrupt) = error {
+            self.broken_by.with(|why| *why = Some(corrupt));
+            // A closed channel stays closed.
             let _ = self
                 .state
                 .compare_exchange(OPEN, BROKEN, Ordering::AcqRel, Ordering::Relaxed);

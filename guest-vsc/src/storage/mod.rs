@@ -357,7 +357,7 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
                 None => self.channel.check().map(|()| None),
             });
         match waited {
-            Err(error @ (Error::Rescinded | Error::Closed)) => {
+            Err(error) if !matches!(error, Error::Timeout(_)) => {
                 // What it could not take back is lost, and never waited for again.
                 let _ = self.shutdown();
                 self.poll().ok_or(error)
