@@ -265,6 +265,11 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
         self.read_only
     }
 
+    /// Sets how long a request may take where the caller waits for it.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+    }
+
     /// Most bytes of one submitted request.
     pub fn max_transfer(&self) -> usize {
         self.max_transfer

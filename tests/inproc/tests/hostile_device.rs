@@ -137,10 +137,13 @@ fn completion(id: u64, packet: VstorPacket) -> Sent {
 }
 
 /// Long enough for an honest answer on a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(1);
+const LONG: Duration = Duration::from_secs(10);
+/// Long enough where there may be no answer.
+const SHORT: Duration = Duration::from_millis(200);
 
 /// Opens a lying disk, lets `tell` use it, and returns the completions the driver did not like.
 fn story(
+    timeout: Duration,
     lie: impl FnMut(u64, &Srb) -> Vec<Sent> + Send + 'static,
     tell: impl FnOnce(&Storage<'_, FakeHal, Vec<u8>>),
 ) -> u32 {
@@ -152,12 +155,10 @@ fn story(
     let bus = VmBus::new(&memory, VECTOR).unwrap();
     bus.connect(&Options::default()).unwrap();
     let requests = StorageMemory::<FakeHal, Vec<u8>, 64>::new();
-    let options = StorageOptions {
-        timeout: TIMEOUT,
-        ..StorageOptions::default()
-    };
+    let options = StorageOptions::default();
     let offer = bus.find(storage::CLASS).unwrap();
-    let disk = Storage::open(&bus, &offer, &requests, &options).unwrap();
+    let mut disk = Storage::open(&bus, &offer, &requests, &options).unwrap();
+    disk.set_timeout(timeout);
     tell(&disk);
     drop(disk);
     let bad = bus.stats().bad_completions;
@@ -189,7 +190,7 @@ fn completions_that_answer_nothing_are_dropped() {
             completion(id, answer),
         ]
     };
-    let bad = story(lies, |disk| {
+    let bad = story(LONG, lies, |disk| {
         let mut sector = [0; 512];
         for _ in 0..10 {
             disk.read_blocks(0, &mut sector).unwrap();
@@ -232,7 +233,7 @@ fn lengths_and_sense_are_checked() {
         let packet = VstorPacket::request(Operation::ExecuteSrb).answer(0);
         vec![completion(id, packet.with_srb(&answer))]
     };
-    story(lies, |disk| {
+    story(LONG, lies, |disk| {
         let mut sector = [0; 512];
         let mut read = || disk.read_blocks(0, &mut sector).unwrap_err();
         assert!(matches!(read(), StorageError::Bus(Error::Protocol(_))));
@@ -249,6 +250,7 @@ fn lengths_and_sense_are_checked() {
 #[test]
 fn a_device_that_never_answers() {
     let bad = story(
+        SHORT,
         |_, _| Vec::new(),
         |disk| {
             for sector in 0..8 {
@@ -276,7 +278,7 @@ fn a_device_that_never_answers() {
 #[test]
 fn a_packet_that_is_too_long_ends_the_channel() {
     let lies = |id: u64, _: &Srb| vec![Sent::Completion(id, vec![1; 4000])];
-    story(lies, |disk| {
+    story(LONG, lies, |disk| {
         let mut sector = [0; 512];
         assert!(matches!(
             disk.read_blocks(0, &mut sector),
@@ -314,7 +316,7 @@ fn a_storm_of_random_packets() {
             sent.push(completion(id, good(srb)));
             sent
         };
-        story(lies, |disk| {
+        story(SHORT, lies, |disk| {
             let mut out = 0;
             for sector in 0..64 {
                 // Whatever comes of it, each buffer comes back at most once.
@@ -375,14 +377,12 @@ fn scribble(to_guest: bool, field: u64, value: u32) -> Result<(), StorageError> 
     let bus = VmBus::new(&memory, VECTOR).unwrap();
     bus.connect(&Options::default()).unwrap();
     let requests = StorageMemory::<FakeHal, Vec<u8>, 8>::new();
-    let options = StorageOptions {
-        timeout: TIMEOUT,
-        ..StorageOptions::default()
-    };
+    let options = StorageOptions::default();
     let offer = bus.find(storage::CLASS).unwrap();
-    let disk = Storage::open(&bus, &offer, &requests, &options).unwrap();
+    let mut disk = Storage::open(&bus, &offer, &requests, &options).unwrap();
     let mut sector = [0; 512];
     disk.read_blocks(0, &mut sector).unwrap();
+    disk.set_timeout(SHORT);
 
     // Both rings are 16 pages of data after one of control, and lie in a row here.
     let first = rings.lock().unwrap().expect("a GPADL") * 4096;
