@@ -236,6 +236,16 @@ pub enum Console {
     File(PathBuf),
 }
 
+impl fmt::Display for Console {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdio => f.write_str("stdio"),
+            Self::Pty => f.write_str("pty"),
+            Self::File(path) => write!(f, "file {}", path.display()),
+        }
+    }
+}
+
 impl FromStr for Console {
     type Err = String;
 

@@ -11,6 +11,7 @@
 //! - No guest-idle MSR (EAX bit 10), which KVM lists nowhere but some hosts have; no debugger, no
 //!   re-enlightenment, no enlightened VMCS: KVM may list these, this machine stands for none.
 //! - The invariant TSC only where the processor has one.
+//! - No virtualization within: the state of a guest's own guests would outlive a reset.
 //!
 //! All leaves up to the maximum are given explicitly, zero where unused: Linux reads 0x40000082
 //! without looking at the maximum, and KVM answers unknown leaves with other leaves' values on
@@ -68,6 +69,10 @@ const POWER_TSC_INVARIANT: u32 = 1 << 8;
 
 /// Leaf 1: ECX bit 24, the local APIC's TSC-deadline mode.
 const TSC_DEADLINE: u32 = 1 << 24;
+/// Leaf 1: ECX bit 5, Intel's virtualization.
+const VMX: u32 = 1 << 5;
+/// Leaf 0x80000001: ECX bit 2, AMD's virtualization.
+const SVM: u32 = 1 << 2;
 /// Leaf 1: EDX bit 28, several logical processors in the package.
 const MULTI_THREADING: u32 = 1 << 28;
 
@@ -133,6 +138,7 @@ fn personal(mut entry: kvm_cpuid_entry2, processor: Processor) -> kvm_cpuid_entr
         0x1 => {
             entry.ebx = (entry.ebx & 0xFFFF) | (count.min(255) << 16) | (index << 24);
             entry.ecx |= HYPERVISOR_PRESENT;
+            set(&mut entry.ecx, VMX, false);
             set(&mut entry.ecx, TSC_DEADLINE, processor.tsc_deadline);
             set(&mut entry.edx, MULTI_THREADING, count > 1);
         }
@@ -147,6 +153,7 @@ fn personal(mut entry: kvm_cpuid_entry2, processor: Processor) -> kvm_cpuid_entr
                 | (shared.min(0xFFF) << 14)
                 | (((1 << core_bits(count)) - 1u32).min(0x3F) << 26);
         }
+        0x8000_0001 => set(&mut entry.ecx, SVM, false),
         // AMD: cores in the package, less one, and the bits of the APIC id they take.
         0x8000_0008 => {
             entry.ecx = (entry.ecx & !0xF0FF) | (count - 1).min(0xFF) | (core_bits(count) << 12);
@@ -394,7 +401,8 @@ mod tests {
     #[test]
     fn processors_number_themselves_and_kvm_s_signature_is_gone() {
         let supported = [
-            entry(1, 0, 0x0900_0800, 0, 0),
+            entry(1, 0, 0x0900_0800, VMX, 0),
+            entry(0x8000_0001, 0, 0, SVM | 1, 0),
             entry(0xB, 0, 0, 0, 0),
             entry(0x4000_0000, 0, 0x4B4D_564B, 0, 0),
             entry(0x4000_0001, 7, 0, 0, 0),
@@ -408,7 +416,8 @@ mod tests {
         let entries = cpuid(&supported, &all_of_hyperv(), third).unwrap();
         let first = find(&entries, 1);
         assert_eq!(first.ebx, 0x0203_0800);
-        assert_ne!(first.ecx & HYPERVISOR_PRESENT, 0);
+        assert_eq!(first.ecx, HYPERVISOR_PRESENT | TSC_DEADLINE);
+        assert_eq!(find(&entries, 0x8000_0001).ecx, 1);
         assert_ne!(first.edx & MULTI_THREADING, 0);
         let levels: Vec<_> = entries.iter().filter(|e| e.function == 0xB).collect();
         assert_eq!(levels.len(), 3);

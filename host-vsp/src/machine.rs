@@ -157,7 +157,10 @@ pub struct Config {
 
 impl Config {
     /// Checks the shape against this host, before anything is made.
-    pub fn check(&self, kvm: &Kvm) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// What is wrong, and which option to change.
+    pub fn check(&self) -> Result<(), Error> {
         let shape = |sentence| Err(Error::Shape(sentence));
         let mib = |bytes: u64| format!("{}M", bytes / layout::MIB);
         if self.memory < MIN_MEMORY {
@@ -177,14 +180,17 @@ impl Config {
                 mib(self.memory)
             ));
         }
-        let most = MAX_CPUS.min(u32::try_from(kvm.get_max_vcpus()).unwrap_or(MAX_CPUS));
-        if self.cpus == 0 || self.cpus > most {
-            return shape(format!(
-                "a machine has 1 to {most} processors on this host, not {}; change --cpus",
-                self.cpus
-            ));
+        self.check_cpus(MAX_CPUS)
+    }
+
+    fn check_cpus(&self, most: u32) -> Result<(), Error> {
+        if (1..=most).contains(&self.cpus) {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::Shape(format!(
+            "a machine has 1 to {most} processors on this host, not {}; change --cpus",
+            self.cpus
+        )))
     }
 }
 
@@ -236,7 +242,9 @@ impl Handle {
 impl Machine {
     /// Makes a machine with `payload` loaded, and no devices but COM1.
     pub fn new(kvm: &Kvm, config: Config, payload: Payload) -> Result<Self, Error> {
-        config.check(kvm)?;
+        config.check()?;
+        let most = u32::try_from(kvm.get_max_vcpus()).unwrap_or(MAX_CPUS);
+        config.check_cpus(most.min(MAX_CPUS))?;
         let ranges: Vec<_> = layout::ram(config.memory)
             .into_iter()
             .map(|Range { start, end }| (GuestAddress(start), (end - start) as usize))

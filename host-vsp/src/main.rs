@@ -86,7 +86,6 @@ fn run(options: &cli::Run) -> anyhow::Result<ExitCode> {
         options.initrd.as_deref(),
         &options.cmdline,
     )?;
-    let kvm = machine::open_kvm()?;
     let config = Config {
         memory: options.memory.0,
         cpus: options.cpus,
@@ -99,12 +98,13 @@ fn run(options: &cli::Run) -> anyhow::Result<ExitCode> {
             exit_port: options.exit_port,
         },
     };
-    config.check(&kvm)?;
+    config.check()?;
     let disks = options
         .disks
         .iter()
         .map(|disk| RawFile::open(&disk.path, disk.readonly))
         .collect::<Result<Vec<_>, _>>()?;
+    let kvm = machine::open_kvm()?;
     let machine = Machine::new(&kvm, config, payload)?;
 
     let stopped_by = Arc::new(AtomicI32::new(0));
@@ -121,9 +121,8 @@ fn run(options: &cli::Run) -> anyhow::Result<ExitCode> {
             }),
             cli::Console::File(path) => Streams::file(path),
         };
-        machine
-            .bus()
-            .offer(Box::new(Console::new(streams.context("no console")?)))?;
+        let streams = streams.with_context(|| format!("the console {console} cannot be had"))?;
+        machine.bus().offer(Box::new(Console::new(streams)))?;
     }
     let serial = options.serial();
     connect_serial(&serial, machine.serial())?;

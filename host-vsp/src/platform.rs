@@ -32,6 +32,8 @@ const CRASH_NOTIFY: u64 = 1 << 63;
 const CRASH_MESSAGE: u64 = 1 << 62;
 /// Most of a crash message that is read, in bytes.
 const CRASH_MESSAGE_MAX: u64 = 4096;
+/// Crashes that are reported between two resets: a guest must not fill a log.
+const CRASHES_MAX: u32 = 4;
 
 /// Value that begins a window at the steady port.
 const WINDOW_BEGIN: u8 = 1;
@@ -70,6 +72,8 @@ struct State {
     /// PM1 enable: bits that the guest set and that nothing here raises.
     pm1_enable: u16,
     crash: [u64; 5],
+    /// Crashes reported since power-on.
+    crashes: u32,
     window: Option<Snapshot>,
 }
 
@@ -204,7 +208,14 @@ impl Platform {
     }
 
     fn report_crash(&self, with_message: bool) {
-        let parameters = self.state().crash;
+        let parameters = {
+            let mut state = self.state();
+            if state.crashes >= CRASHES_MAX {
+                return;
+            }
+            state.crashes += 1;
+            state.crash
+        };
         let [.., address, length] = parameters;
         let mut text = String::new();
         if with_message && length <= CRASH_MESSAGE_MAX {

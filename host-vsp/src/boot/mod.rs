@@ -344,7 +344,7 @@ impl Payload {
             | loader::Error::Elf(elf::Error::ReadKernelImage)
             | loader::Error::Bzimage(bzimage::Error::ReadBzImageCompressedKernel) => {
                 Error::DoesNotFit {
-                    what: "the kernel, or it is cut short: it",
+                    what: "the kernel, unless its file is cut short,",
                 }
             }
             other => Error::NotAKernel {
