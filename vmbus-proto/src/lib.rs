@@ -14,6 +14,16 @@
 //! Functional Specification, *observed* means seen on the wire of a stock Linux guest.
 #![no_std]
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
 
 pub mod console;
 pub mod gpa;

@@ -7,6 +7,9 @@ use super::{
 };
 use crate::packet::{DESCRIPTOR_SIZE, Descriptor, Packet};
 
+/// Ring bytes of the smallest packet: a descriptor and a trailer.
+const SMALLEST: u32 = DESCRIPTOR_SIZE as u32 + TRAILER_SIZE;
+
 /// The reading end of a ring: the host's of `to_host`, the guest's of `to_guest`.
 #[derive(Debug)]
 pub struct Consumer<M> {
@@ -76,7 +79,7 @@ impl<M: RingMemory> Consumer<M> {
         }
         let mut descriptor = [0; DESCRIPTOR_SIZE];
         // A producer publishes whole packets: less than the smallest one is a lie.
-        if available < DESCRIPTOR_SIZE as u32 + TRAILER_SIZE {
+        if available < SMALLEST {
             return Err(Corrupt::PacketLength);
         }
         self.get(self.read, &mut descriptor);

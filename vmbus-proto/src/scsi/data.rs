@@ -289,7 +289,7 @@ pub fn unmap_descriptors(bytes: &[u8]) -> Option<&[UnmapDescriptor]> {
     if length.checked_add(6)? > usize::from(header.data_length.get()) {
         return None;
     }
-    let whole = length.checked_sub(length % size_of::<UnmapDescriptor>())?;
+    let whole = length.checked_sub(length.checked_rem(size_of::<UnmapDescriptor>())?)?;
     <[UnmapDescriptor]>::ref_from_bytes(list.get(..whole)?).ok()
 }
 
