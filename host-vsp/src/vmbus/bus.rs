@@ -4,6 +4,13 @@
 //! about it, in order. Who carries the actions out (the [`VmBus`](super::VmBus)) reports the ones
 //! with an outcome back by [`Bus::opened`]. A guest may do everything twice, in any order: what
 //! makes no sense is counted and answered where the guest would wait for an answer.
+#![warn(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -359,6 +366,7 @@ impl Bus {
                 target_vp,
                 offers_requested: false,
             };
+            tracing::info!(version = %contact.version(), "contact accepted");
         } else {
             tracing::info!(version = %contact.version(), "contact refused");
         }
@@ -375,6 +383,7 @@ impl Bus {
             Connection::Connected { target_vp, .. } => target_vp,
             Connection::Disconnected => vp,
         };
+        tracing::info!("unload");
         self.disconnect();
         self.send_to(to, &Message::UnloadResponse);
     }
