@@ -8,6 +8,7 @@
 //!   installed and root is not needed.
 //! * [`cargo`] builds what runs in the bed: `host-vsp` (static), `guest-kernel`, the L1 agent.
 //! * [`l1`] boots an L1 and runs commands in it.
+//! * [`pattern`] is what the guest kernel writes.
 //! * [`progress`] tells the user what takes time.
 //!
 //! # Running something in an L1
@@ -51,6 +52,7 @@ pub mod cargo;
 mod error;
 mod initramfs;
 pub mod l1;
+pub mod pattern;
 pub mod progress;
 pub mod provision;
 pub mod wire;

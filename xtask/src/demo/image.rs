@@ -2,6 +2,7 @@
 //! look like after the guest wrote its pattern.
 
 use anyhow::ensure;
+use bed::pattern::Pattern;
 use rand::RngExt;
 use sha2::{Digest, Sha256};
 
@@ -132,16 +133,10 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// Does to `image` what the guest is to do: the outputs of SplitMix64, little-endian.
+/// Does to `image` what the guest is to do.
 pub(crate) fn apply(image: &mut [u8], task: &Task) {
     let at = task.lba as usize * BLOCK;
-    let mut state = task.seed;
-    for bytes in image[at..at + task.blocks as usize * BLOCK].chunks_exact_mut(8) {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bytes.copy_from_slice(&(mixed ^ mixed >> 31).to_le_bytes());
-    }
+    Pattern::new(task.seed).fill(&mut image[at..at + task.blocks as usize * BLOCK]);
 }
 
 /// Compares what the closed file holds with what it must; the SHA-256 of both.
@@ -187,25 +182,17 @@ mod tests {
     }
 
     #[test]
-    fn the_pattern_is_splitmix64() {
-        let mut image = vec![0; 2 * BLOCK];
-        apply(
-            &mut image,
-            &Task {
-                seed: 1_234_567,
-                lba: 1,
-                blocks: 1,
-            },
-        );
+    fn the_pattern_goes_to_its_blocks() {
+        let mut image = vec![0; 3 * BLOCK];
+        let task = Task {
+            seed: 1_234_567,
+            lba: 1,
+            blocks: 1,
+        };
+        apply(&mut image, &task);
         assert_eq!(image[..BLOCK], [0; BLOCK]);
-        assert_eq!(
-            image[BLOCK..BLOCK + 8],
-            6_457_827_717_110_365_317_u64.to_le_bytes()
-        );
-        assert_eq!(
-            image[BLOCK + 8..BLOCK + 16],
-            3_203_168_211_198_807_973_u64.to_le_bytes()
-        );
+        assert_eq!(image[BLOCK..2 * BLOCK], Pattern::new(task.seed).take(BLOCK));
+        assert_eq!(image[2 * BLOCK..], [0; BLOCK]);
     }
 
     #[test]
