@@ -3,6 +3,13 @@
 //! The protocol is in [`vmbus_proto::console`]. Both ways are bounded: guest output that the
 //! backend does not take yet stays here up to [`OUTPUT_LIMIT`], then in the ring, where it stops
 //! the guest's writer; input waits in the backend until the ring has room.
+#![warn(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
 
 mod streams;
 

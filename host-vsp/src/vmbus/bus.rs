@@ -38,7 +38,7 @@ mod status {
 
 /// Connection id of channel `relid`'s doorbell. KVM serves ids of up to 24 bits.
 pub const fn doorbell_id(relid: u32) -> u32 {
-    0x1_0000 + relid
+    0x1_0000_u32.saturating_add(relid)
 }
 
 /// The `connection_state` of a refused contact: failed, for no better known reason.

@@ -1,4 +1,11 @@
 //! The host's end of an open channel.
+#![warn(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
 
 use vmbus_proto::packet::{Outgoing, Packet};
 use vmbus_proto::ring::{Consumer, Corrupt, Producer, SendError, Signal};

@@ -1,4 +1,11 @@
 //! The GPADLs a guest has established, and those whose messages are still coming.
+#![warn(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -104,7 +111,7 @@ impl Gpadls {
         if gpadl == 0 || in_use || header.range_count.get() == 0 {
             return fail(GpadlError::Invalid);
         }
-        if self.partial.len() + self.established.len() >= MAX_GPADLS {
+        if self.len() >= MAX_GPADLS {
             return fail(GpadlError::TooMany);
         }
         let partial = Partial {
@@ -187,10 +194,11 @@ impl Gpadls {
         if count == 0 {
             return Err(GpadlError::Invalid);
         }
-        if self.pages + count > MAX_PAGES {
+        let pages = self.pages.saturating_add(count);
+        if pages > MAX_PAGES {
             return Err(GpadlError::TooMany);
         }
-        self.pages += count;
+        self.pages = pages;
         self.established.insert(gpadl, new);
         Ok(())
     }
@@ -212,7 +220,7 @@ impl Gpadls {
         let Some(old) = self.established.remove(&gpadl) else {
             return false;
         };
-        self.pages -= old.page_count();
+        self.pages = self.pages.saturating_sub(old.page_count());
         true
     }
 
@@ -232,7 +240,7 @@ impl Gpadls {
 
     /// Number of GPADLs, complete or not.
     pub fn len(&self) -> usize {
-        self.partial.len() + self.established.len()
+        self.partial.len().saturating_add(self.established.len())
     }
 
     /// Whether there is none.

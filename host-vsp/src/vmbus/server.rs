@@ -3,6 +3,13 @@
 //! One control thread owns the [`Bus`] and the devices. The guest's messages queue up for it, in
 //! order and bounded: a guest that posts faster than it is served is told to try again. So a slow
 //! close never holds up a virtual processor, and no lock is shared with the data plane.
+#![warn(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
 
 use std::collections::BTreeMap;
 use std::io;
@@ -337,7 +344,7 @@ impl Server {
 
     fn add(&mut self, relid: u32, state: DeviceState) -> DeviceId {
         let id = DeviceId(self.next_id);
-        self.next_id += 1;
+        self.next_id = self.next_id.wrapping_add(1);
         self.devices.insert(
             relid,
             Device {
@@ -493,7 +500,7 @@ fn serve(
 ) -> (DeviceState, Result<(), String>) {
     let prepared = (|| -> Result<(Channel, EventFd), String> {
         let ring = |pages: &Arc<[u64]>| {
-            GuestRing::new(Arc::clone(&partition.memory), Arc::clone(pages))
+            GuestRing::new(Arc::clone(&partition.memory), pages)
                 .ok_or("the ring's pages are not usable RAM")
         };
         let (to_host, to_guest) = (ring(&request.to_host)?, ring(&request.to_guest)?);
@@ -530,9 +537,10 @@ fn serve(
     ) {
         Ok(worker) => (DeviceState::Serving(worker), Ok(())),
         Err((vsp, error)) => {
+            let state = vsp.map_or(DeviceState::Lost, |vsp| DeviceState::Idle(vsp, indices));
             // The registration would ring into the void; nothing more can be done if that fails.
             let _ = partition.doorbells.unregister(doorbell_id(request.relid));
-            (DeviceState::Idle(vsp, indices), Err(error.to_string()))
+            (state, Err(error.to_string()))
         }
     }
 }

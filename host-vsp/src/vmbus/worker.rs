@@ -3,6 +3,13 @@
 //! It sleeps until the guest rings the doorbell, the device's backend has something, or it is
 //! told to stop. Awake, it masks the guest's doorbell, lets the VSP work, gives the ring's room
 //! back, raises one interrupt for the whole batch, and looks once more before it sleeps.
+#![warn(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -68,7 +75,7 @@ pub struct Stopped {
 pub struct Worker {
     stop: Arc<Stop>,
     target: Arc<Target>,
-    thread: JoinHandle<Stopped>,
+    thread: JoinHandle<Option<Stopped>>,
 }
 
 struct Stop {
@@ -86,7 +93,7 @@ impl Worker {
         vp: Option<u32>,
         interrupts: Arc<dyn Interrupts>,
         counters: Arc<ChannelCounters>,
-    ) -> Result<Self, (Box<dyn Vsp>, io::Error)> {
+    ) -> Result<Self, (Option<Box<dyn Vsp>>, io::Error)> {
         let prepared = EventFd::new(EFD_NONBLOCK).and_then(|event| {
             let stop = Arc::new(Stop {
                 asked: AtomicBool::new(false),
@@ -97,7 +104,7 @@ impl Worker {
         });
         let (stop, sleep) = match prepared {
             Ok(prepared) => prepared,
-            Err(error) => return Err((vsp, error)),
+            Err(error) => return Err((Some(vsp), error)),
         };
         let target = Arc::new(Target {
             relid,
@@ -114,9 +121,8 @@ impl Worker {
                     (Arc::clone(&slot), Arc::clone(&stop), Arc::clone(&target));
                 move || {
                     let taken = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-                    let (vsp, channel) =
-                        taken.expect("the slot was filled before the thread began");
-                    serve(vsp, channel, doorbell, &sleep, &stop, &target)
+                    let (vsp, channel) = taken?;
+                    Some(serve(vsp, channel, doorbell, &sleep, &stop, &target))
                 }
             });
         match thread {
@@ -127,8 +133,7 @@ impl Worker {
             }),
             Err(error) => {
                 let taken = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-                let (vsp, _) = taken.expect("no thread took it");
-                Err((vsp, error))
+                Err((taken.map(|(vsp, _)| vsp), error))
             }
         }
     }
@@ -149,7 +154,7 @@ impl Worker {
         self.stop.asked.store(true, Ordering::Release);
         // The counter of an eventfd that only we write cannot overflow.
         let _ = self.stop.event.write(1);
-        let stopped = self.thread.join().ok();
+        let stopped = self.thread.join().ok().flatten();
         self.target.retarget(None);
         stopped
     }

@@ -226,7 +226,7 @@ impl Guest {
         assert_eq!(created.status.get(), 0);
         let ring = |first: u64| {
             let pages: Vec<u64> = (first..first + ring_pages).map(|pfn| pfn * 4096).collect();
-            GuestRing::new(Arc::clone(&self.memory), pages.into()).unwrap()
+            GuestRing::new(Arc::clone(&self.memory), &pages).unwrap()
         };
         for control in [first, first + ring_pages] {
             self.memory
