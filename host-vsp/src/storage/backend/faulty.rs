@@ -41,10 +41,24 @@ struct Shared {
 #[derive(Default)]
 struct Plan {
     done: Vec<Operation>,
-    /// Operations that wait because of `held`.
+    /// Operations that wait because of `holds`.
     waiting: usize,
-    held: bool,
+    /// How many [`Held`] there are.
+    holds: usize,
     faults: Vec<Fault>,
+}
+
+/// Holds the operations of a [`FaultyBackend`] back for as long as it lives.
+#[must_use = "dropped at once, it holds nothing back"]
+pub struct Held {
+    backend: FaultyBackend,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.backend.plan().holds -= 1;
+        self.backend.shared.changed.notify_all();
+    }
 }
 
 struct Fault {
@@ -76,10 +90,14 @@ impl FaultyBackend {
         });
     }
 
-    /// Holds operations back, or lets them go on.
-    pub fn hold(&self, held: bool) {
-        self.plan().held = held;
-        self.shared.changed.notify_all();
+    /// Holds operations back until the returned value is dropped.
+    ///
+    /// Drop it before the disk's controller, which waits for its operations.
+    pub fn hold(&self) -> Held {
+        self.plan().holds += 1;
+        Held {
+            backend: self.clone(),
+        }
     }
 
     /// How many operations are held back now.
@@ -116,7 +134,7 @@ impl FaultyBackend {
     ) -> io::Result<()> {
         let mut plan = self.plan();
         plan.waiting = plan.waiting.saturating_add(1);
-        while plan.held {
+        while plan.holds != 0 {
             plan = self
                 .shared
                 .changed

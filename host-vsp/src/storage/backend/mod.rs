@@ -4,7 +4,7 @@ mod faulty;
 mod raw;
 mod vectored;
 
-pub use faulty::{FaultyBackend, Operation};
+pub use faulty::{FaultyBackend, Held, Operation};
 pub use raw::{OpenError, RawFile};
 
 use std::io;

@@ -182,7 +182,7 @@ fn a_reset_waits_for_what_is_in_flight() {
     ] {
         let (vsp, backend) = image.faulty();
         let mut guest = Guest::ready(vsp);
-        backend.hold(true);
+        let held = backend.hold();
         for id in 1..=3 {
             assert!(guest.put_srb(id, &read_srb(id), &[contiguous(place(id), 512)]));
         }
@@ -195,7 +195,7 @@ fn a_reset_waits_for_what_is_in_flight() {
             guest.take().is_none(),
             "answered before the transfers ended"
         );
-        backend.hold(false);
+        drop(held);
         let mut ids: Vec<u64> = guest.answers(5).into_iter().map(|(id, _)| id).collect();
         assert_eq!(ids.split_off(3), [9, 10]);
         ids.sort_unstable();
@@ -208,7 +208,7 @@ fn in_flight_is_bounded_and_each_completes_once() {
     let image = Image::new(1 << 20);
     let (vsp, backend) = image.faulty();
     let mut guest = Guest::ready(vsp);
-    backend.hold(true);
+    let held = backend.hold();
     let count = MAX_IN_FLIGHT as u64 + 50;
     for n in 0..count {
         assert!(guest.put_srb(n, &read_srb(n), &[contiguous(place(n), 512)]));
@@ -229,7 +229,7 @@ fn in_flight_is_bounded_and_each_completes_once() {
         50 * (16 + 8 + 16 + 64 + 8),
         "taken beyond the bound"
     );
-    backend.hold(false);
+    drop(held);
     let answers = guest.answers(count as usize);
     let ids: BTreeMap<u64, Srb> = answers.iter().map(|(id, p)| (*id, p.srb())).collect();
     assert!(ids.keys().copied().eq(0..count));
@@ -241,11 +241,11 @@ fn an_id_used_twice_gets_two_answers() {
     let image = Image::new(1 << 20);
     let (vsp, backend) = image.faulty();
     let mut guest = Guest::ready(vsp);
-    backend.hold(true);
+    let held = backend.hold();
     assert!(guest.put_srb(7, &read_srb(0), &[contiguous(place(0), 512)]));
     assert!(guest.put_srb(7, &read_srb(5000), &[contiguous(place(1), 512)]));
     guest.serve();
-    backend.hold(false);
+    drop(held);
     let mut statuses: Vec<_> = guest
         .answers(2)
         .iter()
@@ -278,14 +278,14 @@ fn a_conversation_moves_with_its_unsent_answers() {
     let backend = crate::storage::backend::FaultyBackend::new(image.open());
     let mut guest = Guest::ready_with_rings(controller(backend.clone()), 32, 1);
     // Fill the ring to the guest, so that what comes then cannot be answered.
-    backend.hold(true);
+    let held = backend.hold();
     for id in 0..100 {
         assert!(guest.put_srb(id, &read_srb(id), &[contiguous(place(id), 512)]));
     }
     for _ in 0..4 {
         guest.serve();
     }
-    backend.hold(false);
+    drop(held);
     guest.move_to(controller(backend.clone()));
     let mut ids: Vec<u64> = guest.answers(100).into_iter().map(|(id, _)| id).collect();
     ids.sort_unstable();
@@ -310,12 +310,12 @@ fn moves_in_the_middle_of_everything() {
         assert_eq!(guest.ask(&packet).status.get(), 0);
     }
     // A reset that still waits for transfers.
-    backend.hold(true);
+    let held = backend.hold();
     assert!(guest.put_srb(1, &read_srb(0), &[contiguous(place(0), 512)]));
     let reset = VstorPacket::request(Operation::ResetBus);
     assert!(guest.put(&Outgoing::in_band(2, reset.as_bytes(), true)));
     guest.serve();
-    backend.hold(false);
+    drop(held);
     guest.move_to(fresh());
     let ids: Vec<u64> = guest.answers(2).into_iter().map(|(id, _)| id).collect();
     assert_eq!(ids, [1, 2]);

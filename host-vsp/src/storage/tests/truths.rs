@@ -181,7 +181,7 @@ fn sixty_four_in_flight_complete_each_exactly_once() {
     let image = Image::new(1 << 20);
     let (vsp, backend) = image.faulty();
     let mut guest = Guest::ready(vsp);
-    backend.hold(true);
+    let held = backend.hold();
     for n in 0..64u64 {
         let cdb = Cdb::Read {
             lba: n * 8,
@@ -193,7 +193,7 @@ fn sixty_four_in_flight_complete_each_exactly_once() {
     }
     guest.serve();
     assert!(guest.take().is_none());
-    backend.hold(false);
+    drop(held);
     let mut ids: Vec<u64> = guest
         .answers(64)
         .into_iter()
