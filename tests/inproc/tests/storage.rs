@@ -162,7 +162,7 @@ fn sixty_four_in_flight_complete_once_each() {
         let memory = StorageMemory::<FakeHal, Box<[u8]>, 64>::new();
         let disk = open(bus, &memory);
         for round in 0..3 {
-            backend.hold(true);
+            let held = backend.hold();
             let mut expected = HashMap::new();
             for n in 0..64u64 {
                 let sector = (n * 31 + round) % 2040;
@@ -175,7 +175,7 @@ fn sixty_four_in_flight_complete_once_each() {
             let (error, back) = disk.submit_read(0, one_more).unwrap_err();
             assert_eq!(error, StorageError::Bus(Error::Full));
             assert_eq!(back[..], [1; 512]);
-            backend.hold(false);
+            drop(held);
             while !expected.is_empty() {
                 let done = disk.wait().unwrap();
                 let sector = expected.remove(&done.token).expect("completed once") as usize;
@@ -462,19 +462,20 @@ fn a_device_may_be_taken_away_at_any_time() {
     story(&machine, |bus| {
         let memory = StorageMemory::<FakeHal, Vec<u8>, 16>::new();
         let disk = open(bus, &memory);
-        backend.hold(true);
+        let held = backend.hold();
         for sector in 0..8 {
             disk.submit_read(sector, vec![0; 512])
                 .map_err(|e| e.0)
                 .unwrap();
         }
+        let (host, waiting) = (&machine.host, &backend);
         std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while backend.waiting() == 0 {
+            scope.spawn(move || {
+                while waiting.waiting() == 0 {
                     std::thread::yield_now();
                 }
-                backend.hold(false);
-                machine.host.rescind(device);
+                drop(held);
+                host.rescind(device);
             });
             // Every buffer comes back, read or not, and nothing hangs.
             for _ in 0..8 {
@@ -515,13 +516,13 @@ fn a_request_that_takes_too_long_gives_its_buffer_back() {
             ..StorageOptions::default()
         };
         let disk = open_with(bus, &memory, &options).unwrap();
-        backend.hold(true);
+        let held = backend.hold();
         let mut sector = [0; 512];
         let result = std::thread::scope(|scope| {
-            scope.spawn(|| {
+            scope.spawn(move || {
                 // The driver closes the channel, and the host's end of it waits for the disk.
                 std::thread::sleep(Duration::from_millis(300));
-                backend.hold(false);
+                drop(held);
             });
             disk.read_blocks(0, &mut sector)
         });
