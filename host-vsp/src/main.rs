@@ -2,7 +2,6 @@
 
 mod cli;
 
-use std::fs::File;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,11 +12,13 @@ use anyhow::Context as _;
 use host_vsp::boot::Payload;
 use host_vsp::console::{Console, Streams};
 use host_vsp::counters::Snapshot;
+use host_vsp::files::{self, OutputFile, Use};
 use host_vsp::machine::{self, Config, Handle, Machine, Outcome, ResetCause};
+use host_vsp::output::Output;
 use host_vsp::platform::Options;
 use host_vsp::serial::Serial;
 use host_vsp::storage::{Controller, RawFile};
-use host_vsp::terminal::GuestTerminal;
+use host_vsp::terminal::{self, GuestTerminal};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use vmbus_proto::guid::Guid;
@@ -41,12 +42,20 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err((error, false)) => {
-            eprintln!("host-vsp: {error}");
+            let _ = writeln!(io::stderr(), "host-vsp: {error}");
             return ExitCode::from(USAGE);
         }
     };
-    log_to_stderr();
-    match cli.command {
+    // All that goes to stderr goes by this one: it never waits, and a closed pipe is no error.
+    let mut stderr = match Output::new(io::stderr()) {
+        Ok(stderr) => stderr,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "host-vsp: no thread for output: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    log_to(&stderr);
+    let code = match cli.command {
         cli::Command::Check => {
             let report = host_vsp::check::check();
             let _ = writeln!(io::stdout(), "{report}");
@@ -56,22 +65,22 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         }
-        cli::Command::Run(options) => match run(&options) {
-            Ok(code) => code,
-            Err(error) => {
-                eprintln!("host-vsp: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
-    }
+        cli::Command::Run(options) => run(&options, &stderr).unwrap_or_else(|error| {
+            let _ = writeln!(stderr, "host-vsp: {error:#}");
+            ExitCode::FAILURE
+        }),
+    };
+    stderr.drain();
+    code
 }
 
-fn log_to_stderr() {
+fn log_to(stderr: &Output) {
+    let stderr = stderr.clone();
     let filter = tracing_subscriber::EnvFilter::try_from_env("HOST_VSP_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(move || stderr.clone())
         .with_ansi(io::stderr().is_terminal())
         .without_time()
         .with_target(false)
@@ -79,53 +88,85 @@ fn log_to_stderr() {
 }
 
 /// Makes and runs the machine. Everything is checked before the first thing is changed.
-fn run(options: &cli::Run) -> anyhow::Result<ExitCode> {
+fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
+    // From here on a signal waits for the machine that it is to stop.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).context("signals cannot be caught")?;
+    let uses = options.files();
+    files::check_uses(&uses)?;
     let payload = Payload::open(
         &options.kernel,
         options.boot.into(),
         options.initrd.as_deref(),
         &options.cmdline,
     )?;
+    let window_report = stderr.clone();
     let config = Config {
         memory: options.memory.0,
         cpus: options.cpus,
         on_reset: options.on_reset.into(),
         platform: Options {
             steady_port: options.steady_port,
-            window_report: Some(Arc::new(|window: &Snapshot| {
-                eprintln!("{}", window.json("window"))
+            window_report: Some(Arc::new(move |window: &Snapshot| {
+                let _ = writeln!(window_report.clone(), "{}", window.json("window"));
             })),
             exit_port: options.exit_port,
         },
     };
-    config.check()?;
+    let kvm = machine::open_kvm()?;
+    config.check(&kvm)?;
     let disks = options
         .disks
         .iter()
         .map(|disk| RawFile::open(&disk.path, disk.readonly))
         .collect::<Result<Vec<_>, _>>()?;
-    let kvm = machine::open_kvm()?;
     let machine = Machine::new(&kvm, config, payload)?;
+    let serial = options.serial();
+    let serial_file = match &serial {
+        cli::Serial::File(path) => Some(OutputFile::open(cli::SERIAL, path)?),
+        _ => None,
+    };
+    let console = match &options.console {
+        None => None,
+        Some(cli::Console::File(path)) => {
+            Some(Streams::file(OutputFile::open(cli::CONSOLE, path)?))
+        }
+        Some(cli::Console::Stdio) => Some(Streams::stdio()),
+        Some(cli::Console::Pty) => Some(Streams::pty().map(|(streams, path)| {
+            let path = path.display();
+            let _ = writeln!(stderr.clone(), "host-vsp: the console is at {path}");
+            streams
+        })),
+    };
+    let console = console.transpose().context("no console")?;
 
     let stopped_by = Arc::new(AtomicI32::new(0));
-    obey_signals(machine.handle(), Arc::clone(&stopped_by)).context("signals cannot be caught")?;
+    obey(signals, machine.handle(), &stopped_by, stderr.clone())
+        .context("no thread for signals")?;
     if !disks.is_empty() {
         machine.bus().offer(Box::new(controller(disks)?))?;
     }
-    if let Some(console) = &options.console {
-        let streams = match console {
-            cli::Console::Stdio => Streams::stdio(),
-            cli::Console::Pty => Streams::pty().map(|(streams, path)| {
-                eprintln!("host-vsp: the console is at {}", path.display());
-                streams
-            }),
-            cli::Console::File(path) => Streams::file(path),
-        };
-        let streams = streams.with_context(|| format!("the console {console} cannot be had"))?;
-        machine.bus().offer(Box::new(Console::new(streams)))?;
+    if let Some(console) = console {
+        machine.bus().offer(Box::new(Console::new(console)))?;
     }
-    let serial = options.serial();
-    connect_serial(&serial, machine.serial())?;
+    let log = match &serial {
+        cli::Serial::Null => None,
+        cli::Serial::Stderr => Some(stderr.clone()),
+        cli::Serial::Stdio => Some(Output::new(io::stdout())?),
+        cli::Serial::File(_) => match serial_file {
+            Some(file) => Some(Output::new(file.begin()?.1)?),
+            None => None,
+        },
+    };
+    if let Some(log) = &log {
+        machine.serial().set_output(Box::new(log.clone()));
+    }
+    if serial == cli::Serial::Stdio {
+        let serial = Arc::clone(machine.serial());
+        std::thread::Builder::new()
+            .name("serial-in".into())
+            .spawn(move || read_serial(&serial))
+            .context("no thread for COM1")?;
+    }
     let uses_stdin = serial == cli::Serial::Stdio || options.console == Some(cli::Console::Stdio);
     let terminal = if uses_stdin {
         GuestTerminal::take().context("the terminal cannot be set up")?
@@ -136,13 +177,17 @@ fn run(options: &cli::Run) -> anyhow::Result<ExitCode> {
     let counters = machine.counters().snapshot();
     // Devices end here: what they hold back is written.
     drop(machine);
+    if let Some(log) = log {
+        log.drain();
+    }
     drop(terminal);
+    let mut stderr = stderr.clone();
     if options.counters {
-        eprint!("{counters}");
+        let _ = write!(stderr, "{counters}");
     }
     let outcome = outcome?;
     if let Outcome::Reset(cause) = outcome {
-        eprintln!("host-vsp: {cause}");
+        let _ = writeln!(stderr, "host-vsp: {cause}");
     }
     Ok(ExitCode::from(match outcome {
         Outcome::PowerOff => 0,
@@ -165,45 +210,29 @@ fn controller(disks: Vec<RawFile>) -> anyhow::Result<Controller> {
     Ok(controller)
 }
 
-/// Catches the signals that stop the machine or ask for its counters.
-fn obey_signals(handle: Handle, stopped_by: Arc<AtomicI32>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
+/// Has a thread do what signals ask for: stop the machine, or print its counters.
+fn obey(
+    mut signals: Signals,
+    handle: Handle,
+    stopped_by: &Arc<AtomicI32>,
+    mut stderr: Output,
+) -> io::Result<()> {
+    let stopped_by = Arc::clone(stopped_by);
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
             for signal in &mut signals {
                 if signal == SIGUSR1 {
-                    eprintln!("{}", handle.counters().snapshot().json("now"));
+                    let _ = writeln!(stderr, "{}", handle.counters().snapshot().json("now"));
                 } else if stopped_by.swap(signal, Ordering::SeqCst) == 0 {
                     handle.stop();
                 } else {
                     // The second one: whatever hangs, this ends.
+                    terminal::restore();
                     std::process::exit(i32::from(SIGNALLED) + signal);
                 }
             }
         })?;
-    Ok(())
-}
-
-/// Connects COM1.
-fn connect_serial(to: &cli::Serial, serial: &Arc<Serial>) -> anyhow::Result<()> {
-    match to {
-        cli::Serial::Null => {}
-        cli::Serial::Stderr => serial.set_output(Box::new(io::stderr())),
-        cli::Serial::File(path) => {
-            let file = File::create(path)
-                .with_context(|| format!("the serial log {} cannot be made", path.display()))?;
-            serial.set_output(Box::new(file));
-        }
-        cli::Serial::Stdio => {
-            serial.set_output(Box::new(io::stdout()));
-            let serial = Arc::clone(serial);
-            std::thread::Builder::new()
-                .name("serial-in".into())
-                .spawn(move || read_serial(&serial))
-                .context("no thread for COM1")?;
-        }
-    }
     Ok(())
 }
 
