@@ -11,6 +11,7 @@ use vmbus_proto::packet::{Outgoing, Packet};
 use vmbus_proto::ring::{Consumer, Corrupt, Producer, SendError, Signal};
 
 use super::ring_memory::GuestRing;
+use super::trace::Hex;
 use crate::memory::GuestMemory;
 
 use std::sync::Arc;
@@ -67,6 +68,15 @@ impl Channel {
     pub fn receive<'b>(&mut self, buffer: &'b mut [u8]) -> Result<Option<Packet<'b>>, Corrupt> {
         let packet = self.to_host.receive(buffer)?;
         self.drained = packet.is_none();
+        if let Some(Packet {
+            transaction_id,
+            kind,
+            payload,
+            ..
+        }) = &packet
+        {
+            tracing::trace!(transaction_id, ?kind, payload = %Hex(payload), "from the guest");
+        }
         Ok(packet)
     }
 
@@ -76,6 +86,7 @@ impl Channel {
     /// [`SendError::Full`]: the worker calls the VSP again when the guest has made room.
     pub fn send(&mut self, packet: &Outgoing<'_>) -> Result<(), SendError> {
         let signal = self.to_guest.send(packet)?;
+        tracing::trace!(?packet, "to the guest");
         self.signal |= signal.is_needed();
         Ok(())
     }

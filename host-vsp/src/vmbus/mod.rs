@@ -15,6 +15,7 @@ pub mod channel;
 pub mod gpadl;
 pub mod ring_memory;
 mod server;
+mod trace;
 mod worker;
 
 pub use server::{DeviceId, OfferError, SavedBus, VmBus};

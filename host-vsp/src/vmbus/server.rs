@@ -27,6 +27,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::bus::{Action, Bus, BusState, OpenRequest, doorbell_id};
 use super::channel::Channel;
 use super::ring_memory::GuestRing;
+use super::trace::Hex;
 use super::worker::{ChannelCounters, Worker};
 use crate::hv::{Hypercalls, Partition};
 use crate::vsp::{StateError, Vsp};
@@ -267,6 +268,7 @@ impl Server {
             // Whoever asked may have gone; that is no reason to stop.
             match command {
                 Command::Message { vp, payload } => {
+                    tracing::trace!(vp, message = %Hex(&payload), "from the guest");
                     self.bus.handle(vp, &payload);
                     self.carry_out();
                 }
@@ -305,7 +307,10 @@ impl Server {
     fn carry_out(&mut self) {
         while let Some(action) = self.bus.poll() {
             match action {
-                Action::Send { vp, message } => self.partition.messages.post(vp, &message),
+                Action::Send { vp, message } => {
+                    tracing::trace!(vp, message = %Hex(&message), "to the guest");
+                    self.partition.messages.post(vp, &message);
+                }
                 Action::Open(request) => {
                     let outcome = self.open(&request);
                     if let Err(error) = &outcome {
