@@ -1,8 +1,8 @@
 //! The hypervisor: a VM on Linux's KVM, with Hyper-V's SynIC.
 //!
 //! [`vm`] makes the VM, [`vcpu`] its processors, [`run`](mod@run) runs one of them on a thread,
-//! [`synic`] and [`messages`] write what the SynIC's pages hold, and [`capabilities`] says what
-//! is asked of the kernel. `unsafe` is in [`ioctls`] alone.
+//! [`synic`] and its messages write what the SynIC's pages hold, and [`capabilities`] says what is
+//! asked of the kernel. `unsafe` is in [`ioctls`] alone.
 
 pub mod capabilities;
 pub mod ioctls;

@@ -1,4 +1,5 @@
-//! The SynIC's pages, as the host writes them: event flags here, messages in [`messages`].
+//! The SynIC's pages, as the host writes them: event flags here, messages in a
+//! module of their own.
 //!
 //! KVM keeps the SynIC's registers and raises its interrupts; the two pages that the guest names
 //! in SIMP and SIEFP are ours to write. Their addresses arrive by exits, on the processor's own
