@@ -7,7 +7,13 @@ use std::str::FromStr;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use host_vsp::boot::Protocol;
+use host_vsp::files::Use;
 use host_vsp::machine;
+
+/// The console's option, as messages name it.
+pub const CONSOLE: &str = "--console";
+/// COM1's option, as messages name it.
+pub const SERIAL: &str = "--serial";
 
 /// Hyper-V synthetic devices for guests on KVM.
 #[derive(Debug, Parser)]
@@ -66,11 +72,22 @@ pub struct Run {
     pub cmdline: String,
 
     /// Memory, with a unit of K, M, G or T
-    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "512M",
+        allow_hyphen_values = true
+    )]
     pub memory: Size,
 
     /// Virtual processors
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        allow_hyphen_values = true,
+        value_parser = count
+    )]
     pub cpus: u32,
 
     /// A disk: a raw image or a block device; may be given several times (a comma in the path is
@@ -131,6 +148,33 @@ impl Run {
             (None, Some(Console::Stdio)) => Serial::Stderr,
             (None, _) => Serial::Stdio,
         }
+    }
+
+    /// The files that the options name.
+    pub fn files(&self) -> Vec<Use<'_>> {
+        let file = |option, path, writes| Use {
+            option,
+            path,
+            writes,
+        };
+        let mut files = vec![file("--kernel", &*self.kernel, false)];
+        files.extend(
+            self.initrd
+                .iter()
+                .map(|path| file("--initrd", &**path, false)),
+        );
+        files.extend(
+            self.disks
+                .iter()
+                .map(|disk| file("--disk", &*disk.path, !disk.readonly)),
+        );
+        if let Some(Serial::File(path)) = &self.serial {
+            files.push(file(SERIAL, path, true));
+        }
+        if let Some(Console::File(path)) = &self.console {
+            files.push(file(CONSOLE, path, true));
+        }
+        files
     }
 
     /// What is wrong with the options as a whole.
@@ -325,6 +369,12 @@ impl From<OnReset> for machine::OnReset {
     }
 }
 
+/// A number of processors; how many there may be is for the machine to say.
+fn count(text: &str) -> Result<u32, String> {
+    text.parse()
+        .map_err(|_| "the number of processors is a whole number, such as 2".to_owned())
+}
+
 /// An I/O port, decimal or with 0x.
 fn port(text: &str) -> Result<u16, String> {
     let number = match text.strip_prefix("0x") {
@@ -344,9 +394,11 @@ where
     T: Into<std::ffi::OsString> + Clone,
 {
     let cli = Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
-        ErrorKind::DisplayHelp
-        | ErrorKind::DisplayVersion
-        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => (error.to_string(), true),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => (error.to_string(), true),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => (
+            "say what to do, `run` or `check`; see host-vsp --help".to_owned(),
+            false,
+        ),
         _ => (sentence(&error.to_string()), false),
     })?;
     if let Command::Run(run) = &cli.command {
@@ -452,6 +504,7 @@ mod tests {
             "host-vsp run --kernel k --cpus -1",
             "host-vsp run --kernel k --memory 12",
             "host-vsp dance",
+            "host-vsp",
         ] {
             let (error, help) = parse(line).unwrap_err();
             assert!(

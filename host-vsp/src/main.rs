@@ -12,13 +12,14 @@ use anyhow::Context as _;
 use host_vsp::boot::Payload;
 use host_vsp::console::{Console, Streams};
 use host_vsp::counters::Snapshot;
-use host_vsp::files::{self, OutputFile, Use};
+use host_vsp::files::{self, OutputFile};
 use host_vsp::machine::{self, Config, Handle, Machine, Outcome, ResetCause};
 use host_vsp::output::Output;
 use host_vsp::platform::Options;
 use host_vsp::serial::Serial;
 use host_vsp::storage::{Controller, RawFile};
 use host_vsp::terminal::{self, GuestTerminal};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use vmbus_proto::guid::Guid;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         }
     };
     log_to(&stderr);
+    raise_file_limit();
     let code = match cli.command {
         cli::Command::Check => {
             let report = host_vsp::check::check();
@@ -74,6 +76,15 @@ fn main() -> ExitCode {
     code
 }
 
+/// Takes all the file descriptors that the system allows: a processor needs four.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 fn log_to(stderr: &Output) {
     let stderr = stderr.clone();
     let filter = tracing_subscriber::EnvFilter::try_from_env("HOST_VSP_LOG")
@@ -91,8 +102,7 @@ fn log_to(stderr: &Output) {
 fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
     // From here on a signal waits for the machine that it is to stop.
     let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).context("signals cannot be caught")?;
-    let uses = options.files();
-    files::check_uses(&uses)?;
+    files::check_uses(&options.files())?;
     let payload = Payload::open(
         &options.kernel,
         options.boot.into(),
@@ -112,13 +122,13 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
             exit_port: options.exit_port,
         },
     };
-    let kvm = machine::open_kvm()?;
-    config.check(&kvm)?;
+    config.check()?;
     let disks = options
         .disks
         .iter()
         .map(|disk| RawFile::open(&disk.path, disk.readonly))
         .collect::<Result<Vec<_>, _>>()?;
+    let kvm = machine::open_kvm()?;
     let machine = Machine::new(&kvm, config, payload)?;
     let serial = options.serial();
     let serial_file = match &serial {

@@ -20,7 +20,8 @@ impl Trigger for Line {
     }
 }
 
-/// Where the guest's bytes go.
+/// Where the guest's bytes go. Writing must not wait for a reader, since a processor does it: see
+/// [`output::Output`](crate::output::Output) for one that does not.
 pub type Output = Box<dyn Write + Send>;
 
 /// The serial port of one machine.

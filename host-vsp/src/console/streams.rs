@@ -8,14 +8,16 @@ use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::files::OutputFile;
 
 /// Most bytes waiting in each direction.
 const LIMIT: usize = 64 * 1024;
@@ -129,20 +131,14 @@ impl Streams {
         Ok((Self::new(Some(Box::new(input)), Box::new(master))?, path))
     }
 
-    /// The file at `path`: a regular file is made or emptied and takes the output; a FIFO or a
-    /// device serves both ways.
+    /// A file for output; a FIFO or a device serves both ways.
     ///
     /// # Errors
-    /// The file cannot be opened; else as [`new`](Self::new).
-    pub fn file(path: &Path) -> io::Result<Self> {
-        let both_ways = std::fs::metadata(path)
-            .is_ok_and(|found| found.file_type().is_fifo() || found.file_type().is_char_device());
-        if both_ways {
-            let file = OpenOptions::new().read(true).write(true).open(path)?;
-            Self::new(Some(Box::new(file.try_clone()?)), Box::new(file))
-        } else {
-            Self::new(None, Box::new(File::create(path)?))
-        }
+    /// The file cannot be emptied; else as [`new`](Self::new).
+    pub fn file(file: OutputFile) -> io::Result<Self> {
+        let (input, output) = file.begin()?;
+        let input = input.map(|input| Box::new(input) as Box<dyn Read + Send>);
+        Self::new(input, Box::new(output))
     }
 
     /// Takes input that has come, at most `limit` bytes.
@@ -218,7 +214,9 @@ fn read_input(shared: &Shared, mut from: Box<dyn Read + Send>) {
         if queues.ended {
             return;
         }
-        queues.input.extend(&buffer[..length]);
+        queues
+            .input
+            .extend(buffer.get(..length).unwrap_or_default());
         drop(queues);
         shared.notify();
     }
