@@ -29,8 +29,7 @@ pub enum ChannelError {
 
 /// The host's end of an open channel: a consumer of `to_host`, a producer of `to_guest`.
 ///
-/// Signals to the guest gather until [`take_signal`](Self::take_signal): the worker raises one
-/// interrupt for a batch.
+/// Signals to the guest gather until the worker raises one interrupt for the batch.
 pub struct Channel {
     to_host: Consumer<GuestRing>,
     to_guest: Producer<GuestRing>,
