@@ -68,5 +68,9 @@ pub struct StateError {
 /// An offer for a device of class `class` and instance `instance`, with the fields zero that most
 /// devices leave so.
 pub fn plain_offer(class: Guid, instance: Guid) -> OfferChannel {
-    OfferChannel { class, instance, ..OfferChannel::default() }
+    OfferChannel {
+        class,
+        instance,
+        ..OfferChannel::default()
+    }
 }
