@@ -9,6 +9,7 @@
 //! | ELF with a PVH note | PVH ([`pvh`]) | 32-bit protected mode, EBX = start info |
 //! | other ELF | Linux 64-bit | long mode at the ELF entry, RSI = zero page |
 
+mod extent;
 pub mod linux;
 pub mod pvh;
 pub mod registers;
@@ -24,6 +25,7 @@ use linux_loader::loader::{self, KernelLoader as _};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
 
 use crate::layout;
+use extent::Extent;
 
 /// Which entry of a kernel to take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,7 +43,11 @@ pub enum Protocol {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
-    #[error("cannot read the {what} {path:?}: {error}", path = path.display())]
+    #[error(
+        "cannot read the {what} {path:?} ({error}); give --{what} the path of a file that can be \
+         read",
+        path = path.display()
+    )]
     Read {
         /// "kernel" or "initrd".
         what: &'static str,
@@ -59,7 +65,10 @@ pub enum Error {
         path: PathBuf,
     },
     /// There is nothing in the file.
-    #[error("the {what} {path:?} is empty", path = path.display())]
+    #[error(
+        "the {what} {path:?} is empty; give --{what} the path of another one",
+        path = path.display()
+    )]
     Empty {
         /// "kernel" or "initrd".
         what: &'static str,
@@ -77,6 +86,18 @@ pub enum Error {
         path: PathBuf,
         /// What was found.
         reason: String,
+    },
+    /// The file ends too early.
+    #[error(
+        "the kernel {path:?} is cut short: its headers tell of more than its {size} bytes; copy it \
+         again",
+        path = path.display()
+    )]
+    CutShort {
+        /// The file.
+        path: PathBuf,
+        /// Its bytes.
+        size: u64,
     },
     /// The kernel has no such entry.
     #[error("{path:?} cannot be booted by {protocol}; leave out --boot to take its own", path = path.display())]
@@ -191,6 +212,7 @@ pub struct Initrd {
 pub struct Payload {
     kernel: Source,
     format: Format,
+    extent: Extent,
     protocol: Protocol,
     initrd: Option<Source>,
     command_line: String,
@@ -206,6 +228,13 @@ impl Payload {
     ) -> Result<Self, Error> {
         let kernel = Source::open("kernel", kernel)?;
         let format = format(&kernel)?;
+        let extent = Extent::read(&kernel.file, format).map_err(|error| kernel.error(error))?;
+        let Some(extent) = extent.filter(|extent| extent.file <= kernel.size) else {
+            return Err(Error::CutShort {
+                path: kernel.path,
+                size: kernel.size,
+            });
+        };
         if format == Format::BzImage && protocol == Protocol::Pvh {
             return Err(Error::NoSuchEntry {
                 path: kernel.path,
@@ -225,6 +254,7 @@ impl Payload {
         Ok(Self {
             kernel,
             format,
+            extent,
             protocol,
             initrd,
             command_line: command_line.to_owned(),
@@ -243,6 +273,10 @@ impl Payload {
             .file
             .try_clone()
             .map_err(|error| self.kernel.error(error))?;
+        let kernel_does_not_fit = Error::DoesNotFit { what: "the kernel" };
+        if self.extent.memory > low_end(memory) {
+            return Err(kernel_does_not_fit);
+        }
         let start = GuestAddress(layout::HIGH_MEMORY);
         let loaded = match self.format {
             Format::BzImage => BzImage::load(memory, Some(start), &mut file, Some(start)),
@@ -259,6 +293,10 @@ impl Payload {
             })?;
 
         let header = loaded.setup_header;
+        let needs = header.as_ref().map_or(0, extent::bzimage_memory);
+        if needs > low_end(memory) {
+            return Err(kernel_does_not_fit);
+        }
         let entry = match (self.format, self.protocol, loaded.pvh_boot_cap) {
             (Format::BzImage, ..) => Entry::Linux64 {
                 address: loaded.kernel_load.0 + linux::BZIMAGE_64_BIT_ENTRY,
@@ -306,10 +344,7 @@ impl Payload {
         let does_not_fit = Error::DoesNotFit {
             what: "the initrd, above the kernel,",
         };
-        let low_end = memory
-            .find_region(GuestAddress(0))
-            .map_or(0, vm_memory::GuestMemoryRegion::len);
-        let address = low_end
+        let address = low_end(memory)
             .min(bounds.end)
             .checked_sub(source.size)
             .map(|address| address & !0xFFF)
@@ -353,6 +388,13 @@ impl Payload {
             },
         }
     }
+}
+
+/// Where RAM from address 0 on ends.
+fn low_end(memory: &GuestMemoryMmap<()>) -> u64 {
+    memory
+        .find_region(GuestAddress(0))
+        .map_or(0, vm_memory::GuestMemoryRegion::len)
 }
 
 /// What the kernel file is, by its first bytes.
@@ -410,6 +452,18 @@ mod tests {
         assert!(refusal(file(b"").path()).contains("is empty"));
         assert!(refusal(file(b"just text\n").path()).contains("neither a bzImage nor an ELF"));
         assert!(refusal(file(b"\x7FELF\x01\x01").path()).contains("not a 64-bit one"));
+        assert!(refusal(file(&elf()[..123]).path()).contains("cut short"));
+        assert!(refusal(file(&elf()[..100]).path()).contains("cut short"));
+        let mut bzimage = vec![0; 0x264];
+        bzimage[0x1F1] = 1;
+        bzimage[0x1F4] = 2;
+        bzimage[0x202..0x206].copy_from_slice(b"HdrS");
+        bzimage[0x206..0x208].copy_from_slice(&linux::VERSION_WITH_64_BIT_ENTRY.to_le_bytes());
+        bzimage[0x236] = linux::HAS_64_BIT_ENTRY as u8;
+        bzimage.resize(2 * 512 + 2 * 16 - 1, 0);
+        assert!(refusal(file(&bzimage).path()).contains("cut short"));
+        bzimage.push(0);
+        Payload::open(file(&bzimage).path(), Protocol::Auto, None, "").unwrap();
         let mut arm = elf();
         arm[0x12] = 183;
         assert!(refusal(file(&arm).path()).contains("another processor"));
@@ -477,5 +531,16 @@ mod tests {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
         let error = payload.load(&memory, 2 << 20, 0xE_0000).unwrap_err();
         assert!(error.to_string().contains("--memory"), "{error}");
+
+        // Nothing in the file, and a page too much in memory.
+        let mut large = elf();
+        large[64 + 40..64 + 48].copy_from_slice(&0x10_1000u64.to_le_bytes());
+        let kernel = file(&large);
+        let payload = Payload::open(kernel.path(), Protocol::Auto, None, "").unwrap();
+        let error = payload.load(&memory, 2 << 20, 0xE_0000).unwrap_err();
+        assert!(
+            error.to_string().contains("the kernel does not fit"),
+            "{error}"
+        );
     }
 }

@@ -191,6 +191,15 @@ impl Controller {
     }
 }
 
+impl Drop for Controller {
+    /// What guests wrote and did not flush survives the end of the machine, also where the host
+    /// fails after it.
+    fn drop(&mut self) {
+        self.engine.wait_idle();
+        self.target.flush_all();
+    }
+}
+
 impl Vsp for Controller {
     fn offer(&self) -> OfferChannel {
         plain_offer(SCSI_CLASS, self.instance)

@@ -14,6 +14,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek as _, SeekFrom};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FallocateFlags;
@@ -32,7 +33,10 @@ pub struct RawFile {
     file: File,
     size: u64,
     read_only: bool,
-    can_unmap: bool,
+    is_regular: bool,
+    /// Whether holes can be punched; found out when a guest asks, since it counts as a change of
+    /// the file, and a file that is only opened stays untouched.
+    can_unmap: OnceLock<bool>,
     /// Whether the file system can say "not without waiting".
     nowait: AtomicBool,
 }
@@ -142,12 +146,12 @@ impl RawFile {
                  the disk"
             );
         }
-        let can_unmap = !read_only && kind.is_file() && can_punch(&file, size);
         Ok(Self {
             file,
             size: size.saturating_sub(rest),
             read_only,
-            can_unmap,
+            is_regular: kind.is_file(),
+            can_unmap: OnceLock::new(),
             nowait: AtomicBool::new(true),
         })
     }
@@ -174,10 +178,10 @@ impl RawFile {
     }
 }
 
-/// Whether holes can be punched, tried beyond the end where there is nothing to lose.
-fn can_punch(file: &File, size: u64) -> bool {
+/// Whether holes can be punched, tried from `end` on, where there is nothing to lose.
+fn can_punch(file: &File, end: u64) -> bool {
     let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    rustix::fs::fallocate(file, mode, size, BLOCK_SIZE).is_ok()
+    rustix::fs::fallocate(file, mode, end, BLOCK_SIZE).is_ok()
 }
 
 impl Backend for RawFile {
@@ -190,7 +194,11 @@ impl Backend for RawFile {
     }
 
     fn can_unmap(&self) -> bool {
-        self.can_unmap
+        // `size` may be short of the file's end by a part of a block.
+        let end = self.size.saturating_add(BLOCK_SIZE);
+        *self
+            .can_unmap
+            .get_or_init(|| !self.read_only && self.is_regular && can_punch(&self.file, end))
     }
 
     fn read(&self, offset: u64, to: &[VolatileSlice<'_>]) -> io::Result<()> {
@@ -303,7 +311,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         std::fs::write(&path, [7; 1535]).unwrap();
-        assert_eq!(RawFile::open(&path, false).unwrap().size(), 1024);
+        let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1 << 30);
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_modified(long_ago).unwrap();
+        let disk = RawFile::open(&path, false).unwrap();
+        assert_eq!(disk.size(), 1024);
+        assert_eq!(file.metadata().unwrap().modified().unwrap(), long_ago);
+        disk.can_unmap();
         assert_eq!(std::fs::read(&path).unwrap(), [7; 1535]);
     }
 

@@ -144,6 +144,17 @@ impl Target {
         true
     }
 
+    /// Makes all that was written durable, waiting for it.
+    pub(super) fn flush_all(&self) {
+        for (lun, unit) in &self.units {
+            if !unit.backend.read_only()
+                && let Err(error) = unit.backend.flush()
+            {
+                tracing::error!(lun, %error, "the disk could not be flushed at the end");
+            }
+        }
+    }
+
     /// Begins the command in `srb`, whose data is in or goes to `buffer`.
     pub(super) fn start(&self, srb: &Srb, buffer: GuestBuffer) -> Step {
         let Some(cdb) = srb.cdb() else {

@@ -8,7 +8,7 @@ use vmbus_proto::storvsp::{DATA_IN, DATA_OUT, Srb, srb_status};
 use super::guest::{DATA, Guest, Range, assert_good, assert_sense, contiguous};
 use super::{Image, controller, pattern};
 use crate::storage::MAX_TRANSFER_BYTES;
-use crate::storage::backend::Operation;
+use crate::storage::backend::{FaultyBackend, Operation};
 
 #[test]
 fn blocks_read_are_those_of_the_file() {
@@ -439,4 +439,16 @@ fn verify_reads_the_medium() {
         compare: true,
     });
     assert_sense(&srb, srb_status::ERROR, Sense::INVALID_FIELD_IN_CDB);
+}
+
+#[test]
+fn what_nobody_flushed_is_flushed_at_the_end() {
+    let image = Image::new(1 << 20);
+    let (vsp, backend) = image.faulty();
+    drop(vsp);
+    assert_eq!(backend.log(), [Operation::Flush]);
+    drop(backend);
+    let backend = FaultyBackend::new(image.open_read_only());
+    drop(controller(backend.clone()));
+    assert_eq!(backend.log(), []);
 }
