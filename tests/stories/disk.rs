@@ -89,10 +89,6 @@ impl Task {
 
     /// What `disk` has to hold after that.
     pub(crate) fn expect(self, disk: &mut Disk) {
-        disk.expect(
-            &mut Pattern::new(self.seed),
-            self.lba,
-            self.blocks as usize,
-        );
+        disk.expect(&mut Pattern::new(self.seed), self.lba, self.blocks as usize);
     }
 }

@@ -85,7 +85,7 @@ impl<'a> Guest<'a> {
 
     /// Starts it and waits until it has passed and ended; returns what it said.
     pub(crate) fn run(self) -> anyhow::Result<String> {
-        self.start()?.pass()
+        Ok(self.start()?.pass()?.stderr_text())
     }
 }
 
@@ -103,9 +103,15 @@ impl Vm {
             .with_context(|| format!("waiting for {text:?}"))
     }
 
-    /// Waits until the guest has passed all that it was asked for and has powered off; returns
-    /// what guest and host said.
-    pub(crate) fn pass(self) -> anyhow::Result<String> {
+    /// Waits until the console, on standard output, says a line with `text`.
+    pub(crate) fn console_says(&mut self, text: &str) -> anyhow::Result<String> {
+        self.process
+            .expect_line_on(Stream::Stdout, text, NEXT)
+            .with_context(|| format!("waiting for {text:?} on the console"))
+    }
+
+    /// Waits until the guest has passed all that it was asked for and has powered off.
+    pub(crate) fn pass(self) -> anyhow::Result<Output> {
         let scenarios = self.scenarios.clone();
         let output = self.end()?;
         let log = output.stderr_text();
@@ -123,7 +129,7 @@ impl Vm {
             log.contains("GUEST-KERNEL: PASS") && output.status.success(),
             "the guest did not end well: {output}"
         );
-        Ok(log)
+        Ok(output)
     }
 
     /// Waits for its end, whatever that is.

@@ -3,9 +3,15 @@
 mod bed_itself;
 mod boot;
 mod check;
+mod console;
 mod contact;
 mod disk;
+mod disk_refusals;
+mod flush;
 mod guest;
+mod steady;
+mod storage;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -15,5 +21,10 @@ fn main() -> ExitCode {
         ("check", check::STORIES),
         ("boot", boot::STORIES),
         ("contact", contact::STORIES),
+        ("storage", storage::STORIES),
+        ("disk_refusals", disk_refusals::STORIES),
+        ("flush", flush::STORIES),
+        ("steady", steady::STORIES),
+        ("console", console::STORIES),
     ])
 }

@@ -22,6 +22,8 @@ enum OpenDisk {
 /// What scenarios have at hand.
 pub(super) struct Machine<'a> {
     pub(super) options: &'a Options<'a>,
+    /// The unit to open, if another one than the options say.
+    unit: Option<u8>,
     disk: Option<OpenDisk>,
     console: Option<Box<dyn Console>>,
 }
@@ -30,6 +32,7 @@ impl<'a> Machine<'a> {
     pub(super) const fn new(options: &'a Options<'a>) -> Self {
         Self {
             options,
+            unit: None,
             disk: None,
             console: None,
         }
@@ -56,8 +59,12 @@ impl<'a> Machine<'a> {
         let disk = match self.disk.take() {
             Some(disk) => disk,
             None if hyperv::is_present() => {
+                let lun = match self.unit {
+                    Some(unit) => unit,
+                    None => self.options.number("disk.lun", 0)? as u8,
+                };
                 let options = StorageOptions {
-                    lun: self.options.number("disk.lun", 0)? as u8,
+                    lun,
                     channel: self.channel_options()?,
                     ..StorageOptions::default()
                 };
@@ -81,6 +88,12 @@ impl<'a> Machine<'a> {
             None => virtio::console()?,
         };
         Ok(&mut **self.console.insert(console))
+    }
+
+    /// Closes the disk; the next one that is opened is `unit`, or what the options say.
+    pub(super) fn change_unit(&mut self, unit: Option<u8>) {
+        self.disk = None;
+        self.unit = unit;
     }
 
     /// Closes disk and console; they are opened anew when they are asked for again.

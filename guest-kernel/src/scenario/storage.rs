@@ -27,6 +27,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "writes and reads around and beyond block 2^32 of a disk that has it (seed=)",
         run: beyond_2tib,
     },
+    Scenario {
+        name: "two-disks",
+        about: "units 0 and 1 written in turn, each keeps its own (seed=, disk.lba=0, disk.blocks=256)",
+        run: two_disks,
+    },
 ];
 
 /// Request sizes in blocks, used in turn: single blocks, odd numbers, a large one.
@@ -194,5 +199,28 @@ fn beyond_2tib(machine: &mut Machine<'_>) -> Outcome {
         compare(disk, lba, COUNT, seed)?;
     }
     println!("{COUNT} blocks at each of {places:?}: written, flushed, read back");
+    Ok(())
+}
+
+fn two_disks(machine: &mut Machine<'_>) -> Outcome {
+    let seed = machine.options.number("seed", 0x5EED)?;
+    let lba = machine.options.number("disk.lba", 0)?;
+    let count = machine.options.number("disk.blocks", 256)?;
+    // Each unit is written twice, and the other one in between.
+    let turns = [0, 1, 0, 1]
+        .into_iter()
+        .zip((lba..).step_by(count.max(1) as usize));
+    for (seed, (unit, lba)) in (seed..).zip(turns.clone()) {
+        machine.change_unit(Some(unit));
+        let disk = machine.disk()?;
+        println!("{}: {} blocks", disk.name(), disk.blocks());
+        write(disk, lba, count, seed)?;
+        disk.flush().map_err(|error| format!("flush: {error}"))?;
+    }
+    for (seed, (unit, lba)) in (seed..).zip(turns) {
+        machine.change_unit(Some(unit));
+        compare(machine.disk()?, lba, count, seed)?;
+    }
+    machine.change_unit(None);
     Ok(())
 }
