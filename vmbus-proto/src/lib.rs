@@ -3,7 +3,8 @@
 //! VMBus has no public specification. This crate is a tested description of it in types: the
 //! hypervisor interface that carries it ([`hv`]), the channel messages that set it up
 //! ([`message`]), the shared-memory rings that move packets ([`ring`]), and the protocols that
-//! devices speak inside those packets ([`storvsp`], [`scsi`], [`console`]).
+//! devices speak inside those packets ([`storvsp`] with [`scsi`], [`console`], [`keyboard`], and
+//! the integration services in [`ic`]).
 //!
 //! Nothing here does I/O, allocates, or needs `unsafe`. Wire structs are `repr(C)` with
 //! little-endian, byte-aligned fields, so that a struct can be read from any offset of a buffer;
@@ -29,8 +30,11 @@ pub mod console;
 pub mod gpa;
 pub mod guid;
 pub mod hv;
+pub mod ic;
+pub mod keyboard;
 pub mod message;
 pub mod packet;
+pub mod pipe;
 pub mod ring;
 pub mod scsi;
 pub mod storvsp;
