@@ -86,6 +86,11 @@ fn every_version_and_its_packets() {
                 _ => {}
             }
         }
+        // What the guest asks with more bytes than its version has is answered in its version's.
+        let long = VstorPacket::execute_srb(&test_unit_ready());
+        assert!(guest.put(&Outgoing::in_band(6, long.as_bytes(), true)));
+        guest.serve();
+        assert_eq!(guest.take().unwrap().1.len(), size, "{version:?}");
     }
 }
 
