@@ -304,11 +304,72 @@ fn gpadl_pages_are_bounded() {
     assert!(bus.gpadls().pages() <= 1280 * 256);
 }
 
+/// Neither announcing much and sending little, nor ranges of nothing, makes the host remember more
+/// than the bound on pages allows.
+#[test]
+fn what_is_only_announced_counts() {
+    let mut bus = connected(Version::V5_3);
+    let header = |handle: u32, range_bytes: u16, range_count: u16| {
+        let header = GpadlHeaderHeader {
+            relid: 2.into(),
+            gpadl: handle.into(),
+            range_bytes: range_bytes.into(),
+            range_count: range_count.into(),
+        };
+        Message::GpadlHeader(header, &[1; 16]).encode()
+    };
+    let pages = usize::from(0xFFF8u16) / 8 - 1;
+    for handle in 1..=100 {
+        bus.handle(0, &header(handle, 0xFFF8, 1));
+    }
+    let fits = 1280 * 256 / pages;
+    assert_eq!(bus.gpadls().len(), fits);
+    assert_eq!(done(&mut bus).len(), 100 - fits);
+    // The channel goes, and what was announced on it.
+    bus.rescind(2);
+    done(&mut bus);
+    say(&mut bus, Message::RelidReleased(ChannelId::new(2)));
+    assert_eq!((bus.gpadls().len(), bus.gpadls().pages()), (0, 0));
+
+    let mut bus = connected(Version::V5_3);
+    bus.handle(0, &header(7, 0xFFF8, 0x1FFF));
+    assert_eq!(
+        done(&mut bus),
+        ["vp1 created 7 c000000d"],
+        "more ranges than could have a page each"
+    );
+    // One range with two pages, then one with none.
+    let ranges: Vec<u8> = [8192u64, 1, 2, 0]
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .collect();
+    let two = GpadlHeaderHeader {
+        relid: 2.into(),
+        gpadl: 8.into(),
+        range_bytes: 32.into(),
+        range_count: 2.into(),
+    };
+    assert_eq!(
+        say(&mut bus, Message::GpadlHeader(two, &ranges)),
+        ["vp1 created 8 c000000d"],
+        "a range of nothing"
+    );
+    assert_eq!((bus.gpadls().len(), bus.gpadls().pages()), (0, 0));
+}
+
 #[test]
 fn teardown_waits_for_the_rings() {
     let mut bus = opened(Version::V5_3);
     assert_eq!(say(&mut bus, teardown(2, 7)), [""; 0]);
     assert_eq!(say(&mut bus, close(2)), ["close 2", "vp1 torndown 7"]);
+    // A device that is taken away lets go of them too.
+    let mut bus = opened(Version::V5_3);
+    assert_eq!(say(&mut bus, teardown(2, 7)), [""; 0]);
+    bus.rescind(2);
+    assert_eq!(
+        done(&mut bus),
+        ["close 2", "vp1 torndown 7", "vp1 rescind 2"]
+    );
 }
 
 #[test]

@@ -12,10 +12,9 @@
     clippy::arithmetic_side_effects
 )]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use vmbus_proto::hv::synic::{EVENT_FLAG_COUNT, VMBUS_SINT};
 use vmbus_proto::message::{
     ChannelId, Encoded, GpadlCreated, GpadlId, GpadlTeardown, InitiateContact, Message,
@@ -25,6 +24,8 @@ use vmbus_proto::message::{
 use vmbus_proto::version::Version;
 
 use super::gpadl::{GpadlError, Gpadls, Outcome};
+pub use super::state::{BusState, OpenRequest};
+use super::state::{Channel, ChannelState, Connection};
 use crate::memory::GuestMemory;
 
 /// NTSTATUS values that responses carry.
@@ -78,68 +79,6 @@ pub enum Action {
     },
 }
 
-/// What a channel is opened with.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct OpenRequest {
-    /// Which channel.
-    pub relid: u32,
-    /// From the guest, for the result.
-    pub open_id: u32,
-    /// VP index to interrupt, or `None` for no interrupts.
-    pub target_vp: Option<u32>,
-    /// The GPADL with the rings.
-    pub gpadl: u32,
-    /// Pages of the `to_host` ring.
-    pub to_host: Arc<[u64]>,
-    /// Pages of the `to_guest` ring.
-    pub to_guest: Arc<[u64]>,
-}
-
-/// Where a channel is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum ChannelState {
-    /// Offered, or about to be; the guest has not opened it.
-    Closed,
-    /// The guest asked, the device has not answered.
-    Opening(OpenRequest),
-    /// In use.
-    Open(OpenRequest),
-    /// The device is gone and the guest was told; the relid waits to be released.
-    Rescinded,
-}
-
-/// A channel: its offer and where it is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Channel {
-    /// The bytes of the offer.
-    offer: Vec<u8>,
-    state: ChannelState,
-}
-
-/// Where the connection is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Connection {
-    /// No version is agreed on. Only contact and unload mean something.
-    Disconnected,
-    /// A version is agreed on.
-    Connected {
-        version: u32,
-        /// VP index to which all messages go.
-        target_vp: u32,
-        /// The guest has asked for offers and gets new ones as they come.
-        offers_requested: bool,
-    },
-}
-
-/// Everything the control plane remembers: a plain value that can be saved and taken up again.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BusState {
-    connection: Connection,
-    channels: BTreeMap<u32, Channel>,
-    gpadls: Gpadls,
-    refused: u64,
-}
-
 /// The control plane of one guest.
 pub struct Bus {
     state: BusState,
@@ -151,13 +90,7 @@ pub struct Bus {
 impl Bus {
     /// A bus without channels for a guest with `vp_count` processors.
     pub fn new(memory: Arc<dyn GuestMemory>, vp_count: u32) -> Self {
-        let state = BusState {
-            connection: Connection::Disconnected,
-            channels: BTreeMap::new(),
-            gpadls: Gpadls::default(),
-            refused: 0,
-        };
-        Self::restore(memory, vp_count, state)
+        Self::restore(memory, vp_count, BusState::default())
     }
 
     /// A bus that goes on from `state`.
@@ -249,7 +182,7 @@ impl Bus {
         };
         let was = std::mem::replace(&mut channel.state, ChannelState::Rescinded);
         match was {
-            ChannelState::Open(_) => self.actions.push_back(Action::Close { relid }),
+            ChannelState::Open(open) => self.stop(&open),
             ChannelState::Opening(open) => self.send_open_result(&open, status::UNSUCCESSFUL),
             ChannelState::Rescinded => return,
             ChannelState::Closed => {}
@@ -529,16 +462,18 @@ impl Bus {
             }
             return;
         };
-        let gpadl = open.gpadl;
+        let open = open.clone();
         channel.state = ChannelState::Closed;
+        self.stop(&open);
+    }
+
+    /// Stops an open channel, and gives its rings back where the guest has asked for that.
+    fn stop(&mut self, open: &OpenRequest) {
+        let relid = open.relid;
         self.actions.push_back(Action::Close { relid });
-        if self
-            .state
-            .gpadls
-            .get(gpadl)
-            .is_some_and(|gpadl| gpadl.teardown_requested)
-        {
-            self.give_back(gpadl);
+        let gpadl = self.state.gpadls.get(open.gpadl);
+        if gpadl.is_some_and(|gpadl| gpadl.teardown_requested) {
+            self.give_back(open.gpadl);
         }
     }
 

@@ -20,7 +20,8 @@ use crate::memory::GuestMemory;
 /// Most GPADLs at a time, complete or not. Windows and Linux have a handful for each channel.
 pub const MAX_GPADLS: usize = 8192;
 
-/// Most pages in all GPADLs together: 1280 MiB, which is what Hyper-V allows too.
+/// Most pages in all GPADLs together, announced or there: 1280 MiB, which is what Hyper-V allows
+/// too.
 pub const MAX_PAGES: usize = 1280 * 256;
 
 /// Why a GPADL was not established.
@@ -68,6 +69,8 @@ struct Partial {
     relid: u32,
     range_count: u16,
     range_bytes: u16,
+    /// Pages its header announced.
+    pages: usize,
     bytes: Vec<u8>,
 }
 
@@ -76,7 +79,8 @@ struct Partial {
 pub struct Gpadls {
     partial: BTreeMap<u32, Partial>,
     established: BTreeMap<u32, Gpadl>,
-    /// Pages in the established ones.
+    /// Pages in the established ones, and announced by the others: what is remembered of a GPADL
+    /// is at most twice its pages' list, so this bounds all of it.
     pages: usize,
 }
 
@@ -108,16 +112,19 @@ impl Gpadls {
             })
         };
         let in_use = self.partial.contains_key(&gpadl) || self.established.contains_key(&gpadl);
-        if gpadl == 0 || in_use || header.range_count.get() == 0 {
+        let Some(announced) = announced_pages(header).filter(|_| gpadl != 0 && !in_use) else {
             return fail(GpadlError::Invalid);
-        }
-        if self.len() >= MAX_GPADLS {
+        };
+        let pages = self.pages.saturating_add(announced);
+        if self.len() >= MAX_GPADLS || pages > MAX_PAGES {
             return fail(GpadlError::TooMany);
         }
+        self.pages = pages;
         let partial = Partial {
             relid,
             range_count: header.range_count.get(),
             range_bytes: header.range_bytes.get(),
+            pages: announced,
             bytes: Vec::new(),
         };
         self.partial.insert(gpadl, partial);
@@ -151,6 +158,7 @@ impl Gpadls {
             return None;
         }
         let partial = self.partial.remove(&gpadl)?;
+        self.pages = self.pages.saturating_sub(partial.pages);
         let relid = partial.relid;
         let result = self.establish(gpadl, &partial, memory);
         Some(Outcome {
@@ -182,7 +190,10 @@ impl Gpadls {
             ranges.push(GpadlRange {
                 byte_count: range.byte_count,
                 byte_offset: range.byte_offset,
-                pages: pages.ok_or(GpadlError::Invalid)?,
+                // A range without pages would cost us memory and the guest nothing.
+                pages: pages
+                    .filter(|pages| !pages.is_empty())
+                    .ok_or(GpadlError::Invalid)?,
             });
         }
         let new = Gpadl {
@@ -190,15 +201,8 @@ impl Gpadls {
             ranges,
             teardown_requested: false,
         };
-        let count = new.page_count();
-        if count == 0 {
-            return Err(GpadlError::Invalid);
-        }
-        let pages = self.pages.saturating_add(count);
-        if pages > MAX_PAGES {
-            return Err(GpadlError::TooMany);
-        }
-        self.pages = pages;
+        // No more than were announced, and there was room for those.
+        self.pages = self.pages.saturating_add(new.page_count());
         self.established.insert(gpadl, new);
         Ok(())
     }
@@ -226,7 +230,14 @@ impl Gpadls {
 
     /// Forgets all of channel `relid`.
     pub fn remove_channel(&mut self, relid: u32) {
-        self.partial.retain(|_, partial| partial.relid != relid);
+        let pages = &mut self.pages;
+        self.partial.retain(|_, partial| {
+            let stays = partial.relid != relid;
+            if !stays {
+                *pages = pages.saturating_sub(partial.pages);
+            }
+            stays
+        });
         let gone: Vec<u32> = self
             .established
             .iter()
@@ -248,8 +259,17 @@ impl Gpadls {
         self.len() == 0
     }
 
-    /// Pages in the established GPADLs.
+    /// Pages in all GPADLs, complete or not.
     pub fn pages(&self) -> usize {
         self.pages
     }
+}
+
+/// Pages in the list that a header announces; `None` where no list can be like that: each range
+/// has a header of eight bytes and a page at least, and each page takes eight bytes.
+fn announced_pages(header: &GpadlHeaderHeader) -> Option<usize> {
+    let ranges = usize::from(header.range_count.get());
+    let words = usize::from(header.range_bytes.get()).checked_div(8)?;
+    let pages = words.checked_sub(ranges)?;
+    (ranges != 0 && pages >= ranges).then_some(pages)
 }

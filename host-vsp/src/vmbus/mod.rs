@@ -15,6 +15,7 @@ pub mod channel;
 pub mod gpadl;
 pub mod ring_memory;
 mod server;
+mod state;
 mod trace;
 mod worker;
 
