@@ -3,17 +3,24 @@
 mod support;
 
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use host_vsp::console::{Console, Streams};
 use host_vsp::vmbus::VmBus;
+use host_vsp::vmbus::channel::{Channel, ChannelError};
+use host_vsp::vsp::{StateError, Vsp, plain_offer};
 use support::{DEADLINE, Guest, GuestChannel};
 use vmbus_proto::console::{CLASS, PipeHeader, data};
+use vmbus_proto::guid::Guid;
 use vmbus_proto::hv::hypercall::Status;
-use vmbus_proto::message::{ChannelId, Message};
+use vmbus_proto::message::{ChannelId, Message, OfferChannel};
 use vmbus_proto::packet::Outgoing;
 use vmbus_proto::ring::{Control, RingMemory};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// A console whose other end is a socket.
 fn console() -> (Box<Console>, UnixStream) {
@@ -210,4 +217,93 @@ fn a_paused_bus_goes_on_elsewhere() {
     assert_eq!(&got, b"after");
     terminal.write_all(b"input").unwrap();
     assert_eq!(data(&guest.receive(&mut channel)).unwrap(), b"input");
+}
+
+/// What a test sees and steers of a [`Choosy`] device.
+struct Switches {
+    /// The device leaves packets in the ring: it waits for room, say.
+    busy: AtomicBool,
+    calls: AtomicU64,
+    packets: AtomicU64,
+    event: EventFd,
+}
+
+/// A device that takes packets only while it feels like it.
+struct Choosy(Arc<Switches>);
+
+impl Vsp for Choosy {
+    fn offer(&self) -> OfferChannel {
+        plain_offer(Guid::new(1, 2, 3, 4, 5), Guid::new(1, 2, 3, 4, 6))
+    }
+
+    fn opened(&mut self) {}
+
+    fn service(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
+        let _ = self.0.event.read();
+        self.0.calls.fetch_add(1, Ordering::SeqCst);
+        while !self.0.busy.load(Ordering::SeqCst) {
+            if channel.receive(&mut [0; 256])?.is_none() {
+                break;
+            }
+            self.0.packets.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    fn event(&self) -> Option<RawFd> {
+        Some(self.0.event.as_raw_fd())
+    }
+
+    fn quiesce(&mut self) {}
+
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn restore(&mut self, _: &[u8]) -> Result<(), StateError> {
+        Ok(())
+    }
+}
+
+fn wait(what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_device_that_leaves_packets_in_the_ring_is_not_asked_over_and_over() {
+    let switches = Arc::new(Switches {
+        busy: AtomicBool::new(false),
+        calls: AtomicU64::new(0),
+        packets: AtomicU64::new(0),
+        event: EventFd::new(EFD_NONBLOCK).unwrap(),
+    });
+    let packets = || switches.packets.load(Ordering::SeqCst);
+    let (guest, partition) = Guest::new();
+    let bus = VmBus::new(partition).unwrap();
+    bus.offer(Box::new(Choosy(Arc::clone(&switches)))).unwrap();
+    guest.connect(&bus);
+    let mut channel = guest.open(&bus, 1, 16, 2);
+    guest.send(&mut channel, &Outgoing::in_band(1, &[0; 8], false));
+    wait("the first packet is not taken", || packets() == 1);
+
+    // The device has emptied the ring once. Now it takes nothing, and packets wait.
+    switches.busy.store(true, Ordering::SeqCst);
+    for id in 2..10 {
+        guest.send(&mut channel, &Outgoing::in_band(id, &[0; 8], false));
+    }
+    switches.event.write(1).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    let before = switches.calls.load(Ordering::SeqCst);
+    std::thread::sleep(Duration::from_millis(200));
+    let calls = switches.calls.load(Ordering::SeqCst) - before;
+    assert!(calls <= 2, "the device was asked {calls} times for nothing");
+
+    // Its event is all it takes to go on.
+    switches.busy.store(false, Ordering::SeqCst);
+    switches.event.write(1).unwrap();
+    wait("the packets are not taken", || packets() == 9);
 }

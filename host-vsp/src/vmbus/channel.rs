@@ -35,7 +35,7 @@ pub struct Channel {
     to_guest: Producer<GuestRing>,
     memory: Arc<dyn GuestMemory>,
     signal: bool,
-    /// Whether the last attempt to receive found nothing.
+    /// Whether the last attempt to receive since [`mask`](Self::mask) found nothing.
     drained: bool,
 }
 
@@ -101,9 +101,12 @@ impl Channel {
         Ok(())
     }
 
-    /// Asks the guest not to ring the doorbell.
-    pub(crate) fn mask(&self) {
+    /// Asks the guest not to ring the doorbell, for a new look at the ring.
+    pub(crate) fn mask(&mut self) {
         self.to_host.mask();
+        // What an earlier look found says nothing of this one, which may not even come to the
+        // ring: a VSP that waits for room takes nothing, and must not be asked over and over.
+        self.drained = false;
     }
 
     /// Asks for the doorbell again; says whether packets wait all the same.
