@@ -11,6 +11,8 @@ type Built = LazyLock<Result<PathBuf, String>>;
 static HOST_VSP: Built = LazyLock::new(|| bed::cargo::host_vsp().map_err(|it| it.to_string()));
 static GUEST_KERNEL: Built =
     LazyLock::new(|| bed::cargo::guest_kernel().map_err(|it| it.to_string()));
+static L2_PROBE: Built =
+    LazyLock::new(|| bed::cargo::static_binary("bed", "l2-probe").map_err(|it| it.to_string()));
 
 /// The static `host-vsp`.
 pub(crate) fn host_vsp() -> anyhow::Result<&'static Path> {
@@ -20,6 +22,11 @@ pub(crate) fn host_vsp() -> anyhow::Result<&'static Path> {
 /// The guest kernel's ELF file.
 pub(crate) fn guest_kernel() -> anyhow::Result<&'static Path> {
     path(&GUEST_KERNEL)
+}
+
+/// The static probe for stock Linux guests.
+pub(crate) fn l2_probe() -> anyhow::Result<&'static Path> {
+    path(&L2_PROBE)
 }
 
 fn path(built: &'static Built) -> anyhow::Result<&'static Path> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bed::l1::{L1, Process};
+use bed::provision::kernel::{Kernel, Series};
 
 use crate::programs;
 
@@ -83,9 +84,20 @@ impl Story {
         self.program("guest-kernel", programs::guest_kernel()?)
     }
 
-    /// The path of a stock Debian kernel (bzImage) in L1.
+    /// The path of a stock Debian kernel (bzImage) in L1, of the series at hand soonest.
     pub fn stock_kernel(&self) -> anyhow::Result<String> {
-        self.program("vmlinuz", bed::provision::L1Kernel::get()?.image())
+        self.kernel_of(Series::Linux6_12)
+    }
+
+    /// The path of Debian's kernel of `series` (bzImage) in L1.
+    pub fn kernel_of(&self, series: Series) -> anyhow::Result<String> {
+        self.program(series.name(), Kernel::get(series)?.image())
+    }
+
+    /// The probe for stock Linux guests, as bytes for their initramfs.
+    pub fn l2_probe(&self) -> anyhow::Result<Vec<u8>> {
+        let path = programs::l2_probe()?;
+        std::fs::read(path).with_context(|| path.display().to_string())
     }
 
     /// Puts a local program into this L1 unless it is there, and returns its path.

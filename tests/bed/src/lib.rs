@@ -49,7 +49,9 @@
 
 pub mod cache;
 pub mod cargo;
+mod cpio;
 mod error;
+pub mod guest_initramfs;
 mod initramfs;
 pub mod l1;
 pub mod pattern;

@@ -26,7 +26,8 @@ pub use rustix::process::Signal;
 use crate::cargo;
 use crate::error::{AtPath, Error, Result};
 use crate::initramfs;
-use crate::provision::{L1Kernel, Qemu};
+use crate::provision::Qemu;
+use crate::provision::kernel::{Kernel, Series};
 use crate::wire::{CHUNK, PORT, Request};
 use connection::Connection;
 
@@ -57,7 +58,7 @@ impl L1 {
     /// Boots an L1, providing and building what it needs, and waits until it answers.
     pub fn boot() -> Result<Self> {
         let qemu = Qemu::get()?;
-        let kernel = L1Kernel::get()?;
+        let kernel = Kernel::get(Series::Linux6_12)?;
         let archive = initramfs::build(&kernel)?;
         let dir = tempfile::Builder::new()
             .prefix("vmbus-l1-")

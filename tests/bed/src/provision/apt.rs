@@ -1,5 +1,5 @@
-//! A private apt: its own configuration, state and sources, so that another suite's signed index
-//! can be read without touching the machine's.
+//! Private apts: each with its own configuration, state and sources, so that another suite's
+//! signed index can be read without touching the machine's.
 
 use std::env;
 use std::ffi::OsStr;
@@ -14,8 +14,33 @@ use crate::cache::Cache;
 use crate::error::{AtPath, Error, Result};
 use crate::progress::Step;
 
-/// The suites whose packages can be had; the first has priority over the backports.
-const SUITES: [&str; 2] = ["trixie", "trixie-backports"];
+/// Which Debian packages come from. One private apt for each, since a package of one release must
+/// not be completed with another release's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Release {
+    /// Debian 13: what the bed itself is made of.
+    Trixie,
+    /// Debian 12.
+    Bookworm,
+}
+
+impl Release {
+    /// Its suites; the first has priority over the backports.
+    fn suites(self) -> &'static [&'static str] {
+        match self {
+            Self::Trixie => &["trixie", "trixie-backports"],
+            Self::Bookworm => &["bookworm"],
+        }
+    }
+
+    /// Where its apt lives in the cache.
+    fn directory(self) -> &'static str {
+        match self {
+            Self::Trixie => "apt",
+            Self::Bookworm => "apt-bookworm",
+        }
+    }
+}
 
 /// The keyring that Debian machines have.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -71,23 +96,26 @@ impl Package {
 /// A private apt whose index has been updated.
 #[derive(Debug)]
 pub(crate) struct Apt {
+    release: Release,
     config: PathBuf,
 }
 
 impl Apt {
-    /// The process's private apt; the first call updates the index. The cache's lock is held by
-    /// the caller, so that two processes do not share the state directory.
-    pub(crate) fn get(cache: &Cache) -> Result<&'static Self> {
-        static APT: OnceLock<Apt> = OnceLock::new();
-        if let Some(apt) = APT.get() {
+    /// The process's private apt for `release`; the first call updates the index. The cache's lock
+    /// is held by the caller, so that two processes do not share the state directory.
+    pub(crate) fn get(cache: &Cache, release: Release) -> Result<&'static Self> {
+        static APTS: [OnceLock<Apt>; 2] = [OnceLock::new(), OnceLock::new()];
+        let place = &APTS[release as usize];
+        if let Some(apt) = place.get() {
             return Ok(apt);
         }
-        let apt = Self::configure(&cache.root().join("apt"), &mirror()?)?;
+        let dir = cache.root().join(release.directory());
+        let apt = Self::configure(release, &dir, &mirror()?)?;
         apt.update()?;
-        Ok(APT.get_or_init(|| apt))
+        Ok(place.get_or_init(|| apt))
     }
 
-    fn configure(dir: &Path, mirror: &str) -> Result<Self> {
+    fn configure(release: Release, dir: &Path, mirror: &str) -> Result<Self> {
         for part in ["state/lists/partial", "cache/archives/partial"] {
             let path = dir.join(part);
             fs::create_dir_all(&path).at(&path)?;
@@ -97,7 +125,8 @@ impl Apt {
         } else {
             String::new()
         };
-        let sources: String = SUITES
+        let sources: String = release
+            .suites()
             .iter()
             .map(|suite| format!("deb {signed_by}{mirror} {suite} main\n"))
             .collect();
@@ -135,7 +164,7 @@ impl Apt {
                 transport = transport_settings(),
             ),
         )?;
-        Ok(Self { config })
+        Ok(Self { release, config })
     }
 
     fn update(&self) -> Result<()> {
@@ -160,7 +189,7 @@ impl Apt {
                         return Err(Error::Setup(format!(
                             "Debian's package index could not be read: set VMBUS_MIRROR to a \
                              mirror that has {} and can be reached from here ({error})",
-                            SUITES.join(" and ")
+                            self.release.suites().join(" and ")
                         )));
                     }
                 },
@@ -206,7 +235,7 @@ impl Apt {
             .collect())
     }
 
-    /// The packages that `package` (its preferred version) directly depends on.
+    /// The packages that `package` (its preferred version, or `name/suite`) directly depends on.
     pub(crate) fn depends(&self, package: &str) -> Result<Vec<String>> {
         let text = self.run("apt-cache", &["depends", "--important", package])?;
         Ok(text

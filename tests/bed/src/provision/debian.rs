@@ -7,6 +7,7 @@ use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
+pub(crate) use super::apt::Release;
 use super::apt::{Apt, Package, output_of};
 use crate::cache::Cache;
 use crate::error::{AtPath, Error, Result};
@@ -30,8 +31,9 @@ pub enum Wanted<'a> {
     Closure(&'a [&'a str]),
     /// Exactly these, `name` or `name=version`.
     Exactly(&'a [&'a str]),
-    /// What the named meta package depends on (a kernel's current version, say).
-    DependsOf(&'a str),
+    /// The kernel that the named meta package (`name` or `name/suite`) stands for: its image and
+    /// its modules, in one package or in several.
+    Kernel(&'a str),
     /// The version of the named package that starts with the given text.
     Version(&'a str, &'a str),
 }
@@ -40,9 +42,14 @@ pub enum Wanted<'a> {
 ///
 /// The name belongs to the recipe: change the name when `wanted` changes.
 pub fn bundle(name: &str, wanted: Wanted<'_>) -> Result<PathBuf> {
+    bundle_of(Release::Trixie, name, wanted)
+}
+
+/// Like [`bundle`], with packages of another release.
+pub(crate) fn bundle_of(release: Release, name: &str, wanted: Wanted<'_>) -> Result<PathBuf> {
     let cache = Cache::open()?;
     cache.bundle_or(name, |dir| {
-        let apt = Apt::get(&cache)?;
+        let apt = Apt::get(&cache, release)?;
         let packages = resolve(apt, wanted)?;
         fetch(apt, name, &packages, dir)
     })
@@ -52,12 +59,9 @@ fn resolve(apt: &Apt, wanted: Wanted<'_>) -> Result<Vec<Package>> {
     match wanted {
         Wanted::Closure(packages) => apt.closure(packages),
         Wanted::Exactly(packages) => apt.exactly(packages),
-        Wanted::DependsOf(meta) => {
-            let depends = apt.depends(meta)?;
-            if depends.is_empty() {
-                return Err(Error::Setup(format!("the package index has no `{meta}`")));
-            }
-            apt.exactly(&depends.iter().map(String::as_str).collect::<Vec<_>>())
+        Wanted::Kernel(meta) => {
+            let parts = kernel_parts(apt, meta)?;
+            apt.exactly(&parts.iter().map(String::as_str).collect::<Vec<_>>())
         }
         Wanted::Version(package, prefix) => {
             let versions = apt.versions(package)?;
@@ -75,6 +79,32 @@ fn resolve(apt: &Apt, wanted: Wanted<'_>) -> Result<Vec<Package>> {
             apt.exactly(&[&format!("{package}={version}")])
         }
     }
+}
+
+/// The packages with files of the kernel that `meta` leads to.
+fn kernel_parts(apt: &Apt, meta: &str) -> Result<Vec<String>> {
+    const PARTS: [&str; 4] = [
+        "linux-image-",
+        "linux-binary-",
+        "linux-modules-",
+        "linux-base-",
+    ];
+    let mut parts = Vec::new();
+    let mut open = vec![meta.to_owned()];
+    while let Some(package) = open.pop() {
+        for depends in apt.depends(&package)? {
+            if PARTS.iter().any(|part| depends.starts_with(part)) && !parts.contains(&depends) {
+                parts.push(depends.clone());
+                open.push(depends);
+            }
+        }
+    }
+    if parts.is_empty() {
+        return Err(Error::Setup(format!(
+            "the package index has no kernel `{meta}`: set VMBUS_MIRROR to a mirror that has it"
+        )));
+    }
+    Ok(parts)
 }
 
 /// Downloads, checks and unpacks `packages` into `dir`, with a list of what they were.

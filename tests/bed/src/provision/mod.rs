@@ -6,20 +6,24 @@
 
 mod apt;
 pub mod debian;
+pub mod kernel;
 pub mod kernel_rustc;
 mod l1_kernel;
 mod qemu;
 pub mod rust_src;
 
-pub use l1_kernel::{L1Kernel, busybox};
+pub use l1_kernel::busybox;
 pub use qemu::Qemu;
 
 use crate::error::Result;
+use kernel::{Kernel, Series};
 
 /// Fetches everything the bed needs, so that nothing later has to wait for the network.
 pub fn everything() -> Result<()> {
     Qemu::get()?;
-    L1Kernel::get()?;
+    for series in Series::ALL {
+        Kernel::get(series)?;
+    }
     busybox()?;
     rust_src::bare_metal_route()?;
     Ok(())
