@@ -270,3 +270,42 @@ fn a_packet_changed_after_the_copy_stays_what_it_was() {
     memory.write(0, &[0xFF; 64]);
     assert_eq!(packet.payload, b"honest..");
 }
+
+/// A consumer that ruins its index as soon as a packet is published.
+struct RuinsItsIndex(Cells);
+
+impl RingMemory for RuinsItsIndex {
+    fn data_size(&self) -> u32 {
+        self.0.data_size()
+    }
+    fn load(&self, field: Control) -> u32 {
+        self.0.load(field)
+    }
+    fn store(&self, field: Control, value: u32) {
+        self.0.store(field, value);
+        if matches!(field, Control::WriteIndex) {
+            self.0.set(Control::ReadIndex, u32::MAX);
+        }
+    }
+    fn read(&self, offset: u32, to: &mut [u8]) {
+        self.0.read(offset, to);
+    }
+    fn write(&self, offset: u32, from: &[u8]) {
+        self.0.write(offset, from);
+    }
+}
+
+#[test]
+fn a_packet_that_was_published_was_sent() {
+    // An error would have the sender take back the memory that the packet names, while the
+    // consumer has the packet.
+    let memory = Cells::new(4096);
+    let mut producer = Producer::attach(RuinsItsIndex(memory.clone())).unwrap();
+    let packet = Outgoing::in_band(1, b"once", false);
+    assert_eq!(producer.send(&packet), Ok(Signal::NotNeeded));
+    let written = memory.get(Control::WriteIndex);
+    assert_eq!(written, footprint(4));
+    let refused = Err(SendError::Corrupt(Corrupt::Index));
+    assert_eq!(producer.send(&packet), refused);
+    assert_eq!(memory.get(Control::WriteIndex), written);
+}

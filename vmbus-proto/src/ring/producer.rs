@@ -72,8 +72,9 @@ impl<M: RingMemory> Producer<M> {
     /// Puts `packet` into the ring and says whether the consumer has to be signalled.
     ///
     /// # Errors
-    /// [`SendError::Full`] leaves the ring unchanged and asks the consumer, through the pending
-    /// send size, to signal when the packet would fit.
+    /// Each of them leaves the packet out of the ring: what it names is still the caller's alone.
+    /// With [`SendError::Full`] the consumer is asked, through the pending send size, to signal
+    /// when the packet would fit.
     pub fn send(&mut self, packet: &Outgoing<'_>) -> Result<Signal, SendError> {
         let length = packet.ring_len().ok_or(SendError::TooLong)?;
         if length >= self.geometry.size() {
@@ -116,8 +117,9 @@ impl<M: RingMemory> Producer<M> {
         if self.memory.load(Control::InterruptMask) != 0 {
             return Ok(Signal::NotNeeded);
         }
-        let read = self.geometry.check(self.memory.load(Control::ReadIndex))?;
-        Ok(if read == old_write {
+        // The packet is out, so this cannot fail any more. An index that cannot be is found by the
+        // next look at it.
+        Ok(if self.memory.load(Control::ReadIndex) == old_write {
             Signal::Needed
         } else {
             Signal::NotNeeded
