@@ -100,6 +100,12 @@ fn a_corrupt_ring_stops_its_channel_only() {
     assert_eq!(&got, b"still here");
     // The broken one can be closed and opened anew.
     guest.close(&bus, 1);
+    let failures: Vec<u64> = bus
+        .counters()
+        .iter()
+        .map(|(_, counters)| counters.failures.load(Ordering::Relaxed))
+        .collect();
+    assert_eq!(failures, [1, 0]);
     let mut channel = guest.open(&bus, 1, 16, 2);
     write(&guest, &mut channel, b"again");
 }
@@ -191,6 +197,46 @@ fn messages_are_refused_by_their_port_and_their_number() {
     }
     use host_vsp::hv::Messages;
     assert!(guest.log.backlog() < 400);
+}
+
+/// Guests of old ring one bell for all channels; and a hypervisor may leave every bell to us.
+#[test]
+fn signals_that_reach_the_bus_wake_their_channels() {
+    use host_vsp::hv::Hypercalls;
+    use host_vsp::vmbus::bus::doorbell_id;
+    let (guest, partition) = Guest::new();
+    let bus = VmBus::new(partition).unwrap();
+    let (vsp, mut terminal) = console();
+    bus.offer(vsp).unwrap();
+    guest.connect(&bus);
+    let mut channel = guest.open(&bus, 1, 16, 2);
+    for (id, text) in [
+        (2, b"old"),
+        (doorbell_id(1), b"own"),
+        (2, b"and"),
+        (2, b"end"),
+    ] {
+        let header = PipeHeader::data(3);
+        let packet = Outgoing::in_band(0, header.bytes(), false).with_tail(text);
+        // Not by the doorbell that the hypervisor knows.
+        let _ = channel.to_host.send(&packet).unwrap();
+        assert_eq!(bus.signal_event(0, id, 0), Status::SUCCESS);
+        let mut got = [0; 3];
+        terminal.read_exact(&mut got).unwrap();
+        assert_eq!(&got, text);
+    }
+    assert_eq!(
+        bus.signal_event(0, doorbell_id(1), 1),
+        Status::INVALID_CONNECTION_ID,
+        "another flag"
+    );
+    guest.close(&bus, 1);
+    assert_eq!(
+        bus.signal_event(0, doorbell_id(1), 0),
+        Status::INVALID_CONNECTION_ID,
+        "closed"
+    );
+    assert_eq!(bus.signal_event(0, 2, 0), Status::SUCCESS);
 }
 
 #[test]

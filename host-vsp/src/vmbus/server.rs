@@ -20,12 +20,13 @@ use std::thread::JoinHandle;
 use serde::{Deserialize, Serialize};
 use vmbus_proto::hv::hypercall::Status;
 use vmbus_proto::hv::synic::{MESSAGE_PAYLOAD, MESSAGE_TYPE_CHANNEL};
-use vmbus_proto::message::{CONNECTION_ID_CONTACT, CONNECTION_ID_EVENT, CONNECTION_ID_MESSAGE};
+use vmbus_proto::message::{CONNECTION_ID_CONTACT, CONNECTION_ID_MESSAGE};
 use vmbus_proto::ring::{Consumer, Producer};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
-use super::bus::{Action, Bus, BusState, OpenRequest, doorbell_id};
+use super::bus::{Action, Bus, BusState, OpenRequest};
 use super::channel::Channel;
+use super::doorbell::OpenDoorbells;
 use super::ring_memory::GuestRing;
 use super::trace::Hex;
 use super::worker::{ChannelCounters, Worker};
@@ -79,6 +80,7 @@ struct SavedChannel {
 pub struct VmBus {
     commands: SyncSender<Command>,
     partition: Partition,
+    doorbells: Arc<OpenDoorbells>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -130,12 +132,14 @@ impl VmBus {
     fn start(server: Server) -> io::Result<Self> {
         let (commands, queue) = sync_channel(QUEUE);
         let partition = server.partition.clone();
+        let doorbells = Arc::clone(&server.doorbells);
         let thread = std::thread::Builder::new()
             .name("vmbus".into())
             .spawn(move || server.run(&queue))?;
         Ok(Self {
             commands,
             partition,
+            doorbells,
             thread: Some(thread),
         })
     }
@@ -219,10 +223,8 @@ impl Hypercalls for VmBus {
         }
     }
 
-    fn signal_event(&self, _vp: u32, connection_id: u32, _flag: u16) -> Status {
-        // Each channel has a doorbell of its own, so the shared event has nothing to tell; a
-        // guest that signals it all the same does no harm.
-        if connection_id == CONNECTION_ID_EVENT {
+    fn signal_event(&self, _vp: u32, connection_id: u32, flag: u16) -> Status {
+        if self.doorbells.ring(connection_id, flag) {
             Status::SUCCESS
         } else {
             Status::INVALID_CONNECTION_ID
@@ -247,6 +249,7 @@ enum DeviceState {
 
 struct Server {
     partition: Partition,
+    doorbells: Arc<OpenDoorbells>,
     bus: Bus,
     /// By relid.
     devices: BTreeMap<u32, Device>,
@@ -256,6 +259,7 @@ struct Server {
 impl Server {
     fn new(partition: Partition, bus: Bus) -> Self {
         Self {
+            doorbells: Arc::new(OpenDoorbells::new(Arc::clone(&partition.doorbells))),
             partition,
             bus,
             devices: BTreeMap::new(),
@@ -314,7 +318,7 @@ impl Server {
                 Action::Open(request) => {
                     let outcome = self.open(&request);
                     if let Err(error) = &outcome {
-                        tracing::warn!(relid = request.relid, %error, "channel not opened");
+                        self.not_opened(request.relid, error);
                     }
                     self.bus.opened(request.relid, outcome.is_ok());
                 }
@@ -330,6 +334,13 @@ impl Server {
                     }
                 }
             }
+        }
+    }
+
+    fn not_opened(&self, relid: u32, error: &str) {
+        let counters = self.devices.get(&relid).map(|device| &device.counters);
+        if counters.is_some_and(|counters| counters.failed()) {
+            tracing::warn!(relid, %error, "channel not opened");
         }
     }
 
@@ -380,6 +391,7 @@ impl Server {
                 vsp.opened();
                 let (state, outcome) = serve(
                     &self.partition,
+                    &self.doorbells,
                     request,
                     None,
                     vsp,
@@ -413,9 +425,7 @@ impl Server {
         };
         device.state = match std::mem::replace(&mut device.state, DeviceState::Lost) {
             DeviceState::Serving(worker) => {
-                if let Err(error) = self.partition.doorbells.unregister(doorbell_id(relid)) {
-                    tracing::warn!(relid, %error, "doorbell not removed");
-                }
+                self.doorbells.close(relid);
                 match worker.stop() {
                     Some(stopped) => DeviceState::Idle(stopped.vsp, Some(stopped.indices)),
                     None => DeviceState::Lost,
@@ -459,8 +469,14 @@ impl Server {
             device.state = match std::mem::replace(&mut device.state, DeviceState::Lost) {
                 DeviceState::Idle(vsp, Some(indices)) => {
                     let counters = Arc::clone(&device.counters);
-                    let (state, outcome) =
-                        serve(&self.partition, &request, Some(indices), vsp, counters);
+                    let (state, outcome) = serve(
+                        &self.partition,
+                        &self.doorbells,
+                        &request,
+                        Some(indices),
+                        vsp,
+                        counters,
+                    );
                     if let Err(error) = outcome {
                         tracing::error!(relid = request.relid, %error, "channel not resumed");
                     }
@@ -498,12 +514,13 @@ impl Server {
 /// Starts a worker on the rings of `request`, at `indices` where the conversation goes on.
 fn serve(
     partition: &Partition,
+    doorbells: &OpenDoorbells,
     request: &OpenRequest,
     indices: Option<(u32, u32)>,
     vsp: Box<dyn Vsp>,
     counters: Arc<ChannelCounters>,
 ) -> (DeviceState, Result<(), String>) {
-    let prepared = (|| -> Result<(Channel, EventFd), String> {
+    let prepared = (|| -> Result<(Channel, Arc<EventFd>), String> {
         let ring = |pages: &Arc<[u64]>| {
             GuestRing::new(Arc::clone(&partition.memory), pages)
                 .ok_or("the ring's pages are not usable RAM")
@@ -519,11 +536,8 @@ fn serve(
         let corrupt = |error: vmbus_proto::ring::Corrupt| error.to_string();
         let (to_host, to_guest) = (to_host.map_err(corrupt)?, to_guest.map_err(corrupt)?);
         let channel = Channel::new(to_host, to_guest, Arc::clone(&partition.memory));
-        let doorbell = EventFd::new(EFD_NONBLOCK).map_err(|error| error.to_string())?;
-        partition
-            .doorbells
-            .register(doorbell_id(request.relid), &doorbell)
-            .map_err(|error| error.to_string())?;
+        let doorbell = doorbells.open(request.relid);
+        let doorbell = doorbell.map_err(|error| error.to_string())?;
         Ok((channel, doorbell))
     })();
     let (channel, doorbell) = match prepared {
@@ -543,8 +557,7 @@ fn serve(
         Ok(worker) => (DeviceState::Serving(worker), Ok(())),
         Err((vsp, error)) => {
             let state = vsp.map_or(DeviceState::Lost, |vsp| DeviceState::Idle(vsp, indices));
-            // The registration would ring into the void; nothing more can be done if that fails.
-            let _ = partition.doorbells.unregister(doorbell_id(request.relid));
+            doorbells.close(request.relid);
             (state, Err(error.to_string()))
         }
     }

@@ -31,6 +31,18 @@ pub struct ChannelCounters {
     pub wakeups: AtomicU64,
     /// Interrupts raised.
     pub interrupts: AtomicU64,
+    /// Times the guest made the channel stop or not open, by a corrupt ring, say.
+    pub failures: AtomicU64,
+}
+
+/// Failures of one channel that are told at level warn: a guest must not fill a log.
+const FAILURES_TOLD: u64 = 8;
+
+impl ChannelCounters {
+    /// Counts a failure; whether to tell of it.
+    pub(super) fn failed(&self) -> bool {
+        self.failures.fetch_add(1, Ordering::Relaxed) < FAILURES_TOLD
+    }
 }
 
 /// Where a channel's interrupts go. The lock is held while one is raised, so that after a change
@@ -88,7 +100,7 @@ impl Worker {
     pub fn start(
         vsp: Box<dyn Vsp>,
         channel: Channel,
-        doorbell: EventFd,
+        doorbell: Arc<EventFd>,
         relid: u32,
         vp: Option<u32>,
         interrupts: Arc<dyn Interrupts>,
@@ -188,7 +200,7 @@ impl Sleep {
 fn serve(
     mut vsp: Box<dyn Vsp>,
     mut channel: Channel,
-    doorbell: EventFd,
+    doorbell: Arc<EventFd>,
     sleep: &Sleep,
     stop: &Stop,
     target: &Target,
@@ -200,7 +212,9 @@ fn serve(
         let _ = doorbell.read();
         let outcome = work(&mut *vsp, &mut channel, stop, target);
         if let Err(error) = outcome {
-            tracing::warn!(relid = target.relid, %error, "channel stopped");
+            if target.counters.failed() {
+                tracing::warn!(relid = target.relid, %error, "channel stopped");
+            }
             break;
         }
         if stop.asked.load(Ordering::Acquire) {
@@ -242,5 +256,18 @@ fn work(
         if !channel.is_drained() || !channel.unmask()? {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_failures_are_told() {
+        let counters = ChannelCounters::default();
+        let told = (0..1000).filter(|_| counters.failed()).count() as u64;
+        assert_eq!(told, FAILURES_TOLD);
+        assert_eq!(counters.failures.load(Ordering::Relaxed), 1000);
     }
 }
