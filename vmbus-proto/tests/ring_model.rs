@@ -84,8 +84,17 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// More cases than usual, or as many as the environment asks for.
+fn at_least(cases: u32) -> ProptestConfig {
+    let usual = ProptestConfig::default();
+    ProptestConfig {
+        cases: usual.cases.max(cases),
+        ..usual
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(at_least(2000))]
 
     #[test]
     fn any_order_of_steps(

@@ -91,8 +91,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The stories with long counts.
+/// Properties, pauses and stories with long counts.
 pub(crate) fn soak(filter: Option<&str>) -> anyhow::Result<()> {
+    natively::soak(filter)?;
     let mut command = tell_stories();
     command.env("VMBUS_SOAK", "1").args(filter);
     step::show("soak", command)

@@ -28,3 +28,16 @@ pub(super) fn run() -> anyhow::Result<()> {
     println!("test result: ok. {passed} passed natively");
     Ok(())
 }
+
+/// Cases of each property in a soak.
+const CASES: &str = "50000";
+
+/// The same in release, with long counts; only those whose name contains `filter`.
+pub(super) fn soak(filter: Option<&str>) -> anyhow::Result<()> {
+    let mut command = workspace(&["test", "--release", "--workspace", "--exclude", "e2e"]);
+    command
+        .args(filter)
+        .env("PROPTEST_CASES", CASES)
+        .env("VMBUS_SOAK", "1");
+    step::show("native soak", command)
+}
