@@ -7,6 +7,7 @@
 pub mod capabilities;
 pub mod ioctls;
 mod messages;
+mod moment;
 pub mod run;
 pub mod statistics;
 pub mod synic;
