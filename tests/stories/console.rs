@@ -53,7 +53,12 @@ fn pty(story: &mut Story) -> anyhow::Result<()> {
         .start()?;
     let line = vm.says("the console is at ")?;
     let path = line.rsplit(' ').next().context("the path of the console")?;
-    let mut terminal = story.l1().shell(&format!("exec cat {path}")).spawn()?;
+    // Not `cat`, which uses sendfile: that keeps its output locked while it waits for input.
+    let mut terminal = story
+        .l1()
+        .command("dd")
+        .args([&format!("if={path}"), "bs=4096"])
+        .spawn()?;
     terminal.expect(&hello(seed), NEXT)?;
     let typed = story
         .l1()
