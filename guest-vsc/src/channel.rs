@@ -55,8 +55,10 @@ impl Default for OpenOptions {
 const OPEN: u32 = 0;
 /// [`Channel::state`]: the host wrote what cannot be; only closing is left.
 const BROKEN: u32 = 1;
+/// [`Channel::state`]: some processor is closing it; the host may still use what it was given.
+const CLOSING: u32 = 2;
 /// [`Channel::state`]: closed, the rings are ours again or lost.
-const CLOSED: u32 = 2;
+const CLOSED: u32 = 3;
 
 /// An open channel. Dropped, it is closed, which waits for the host.
 pub struct Channel<'b, H: Hal> {
@@ -70,6 +72,8 @@ pub struct Channel<'b, H: Hal> {
     state: AtomicU32,
     /// What broke the channel, where it is broken.
     broken_by: IrqMutex<H, Option<Corrupt>>,
+    /// What came of closing the channel, where it is closed.
+    closed_with: IrqMutex<H, Result<(), Error>>,
     to_host: IrqMutex<H, Producer<Ring<H>>>,
     to_guest: IrqMutex<H, Consumer<Ring<H>>>,
 }
@@ -87,9 +91,12 @@ impl<'b, H: Hal> Channel<'b, H> {
     ) -> Result<Self, Error> {
         let cpu = options.cpu.unwrap_or_else(H::current_cpu);
         let target_vp = bus.vp_index(cpu).ok_or(Error::TooManyCpus)?;
+        // From here on nobody can end the connection that the offer belongs to.
+        let turn = bus.turn()?;
         let slot = bus.slot_of(offer)?;
         let message = slot.claim()?;
-        let channel = Self::establish(bus, slot, &message, options, target_vp);
+        let channel = Self::establish(bus, &turn, slot, &message, options, target_vp);
+        drop(turn);
         if channel.is_err() {
             bus.unclaim(slot);
         }
@@ -98,6 +105,7 @@ impl<'b, H: Hal> Channel<'b, H> {
 
     fn establish(
         bus: &'b VmBus<'b, H>,
+        turn: &Turn<'_>,
         slot: &'b Slot<H>,
         offer: &vmbus_proto::message::OfferChannel,
         options: &OpenOptions,
@@ -109,7 +117,6 @@ impl<'b, H: Hal> Channel<'b, H> {
             // The host touches neither control page but for its own fields, so both bits are
             // ours to set.
             ring.store(Control::FeatureBits, FEATURE_PENDING_SEND_SIZE);
-            ring.dma().lend();
         }
         let mut channel = Self {
             bus,
@@ -121,11 +128,11 @@ impl<'b, H: Hal> Channel<'b, H> {
             // Dropped before it is open, it has nothing to close.
             state: AtomicU32::new(CLOSED),
             broken_by: IrqMutex::new(None),
+            closed_with: IrqMutex::new(Ok(())),
             to_host: IrqMutex::new(Producer::attach(to_host)?),
             to_guest: IrqMutex::new(Consumer::attach(to_guest)?),
         };
 
-        let turn = bus.turn()?;
         let (upper, lower) = (channel.to_host.get_mut(), channel.to_guest.get_mut());
         let (upper, lower) = (upper.memory().dma(), lower.memory().dma());
         let downstream = upper.pfns().len();
@@ -133,21 +140,23 @@ impl<'b, H: Hal> Channel<'b, H> {
             first: upper.pfns(),
             second: lower.pfns(),
         };
-        channel.gpadl = bus.create_gpadl(&turn, slot, pfns).inspect_err(|error| {
+        upper.lend();
+        lower.lend();
+        channel.gpadl = bus.create_gpadl(turn, slot, pfns).inspect_err(|error| {
             if matches!(error, Error::Refused(..) | Error::TooLong) {
                 upper.reclaim();
                 lower.reclaim();
             }
         })?;
 
-        let result = channel.ask_to_open(&turn, options, target_vp, downstream as u32);
+        let result = channel.ask_to_open(turn, options, target_vp, downstream as u32);
         if let Err(error) = result {
             if matches!(error, Error::Timeout(_)) {
                 // It may have opened it all the same.
                 let _ = bus.post(&Message::CloseChannel(ChannelId::new(channel.relid)).encode());
             }
             // The first error is the one to report; what is not given back stays lent.
-            let _ = channel.take_rings_back(&turn);
+            let _ = channel.take_rings_back(turn);
             return Err(error);
         }
         channel.state.store(OPEN, Ordering::Release);
@@ -331,23 +340,41 @@ impl<'b, H: Hal> Channel<'b, H> {
             .success()
     }
 
-    /// Closes the channel and takes the rings back; a second time it does nothing. Waits for the
-    /// host.
+    /// Closes the channel and takes the rings back. Waits for the host. A second call says the same
+    /// as the first, and does not return before that is done either: after this call, whoever
+    /// makes it, the host has let go of the memory or has not said so in time.
     ///
     /// # Errors
     /// The host did not give the memory back: the rings' pages are lost, and buffers that
     /// requests have handed to it must be held to be in its use for ever.
     pub fn close(&self) -> Result<(), Error> {
-        if self.state.swap(CLOSED, Ordering::AcqRel) == CLOSED {
-            return Ok(());
+        if self.state.fetch_max(CLOSING, Ordering::AcqRel) >= CLOSING {
+            return self.closed_elsewhere();
         }
         let result = self.bus.turn().and_then(|turn| {
             let message = Message::CloseChannel(ChannelId::new(self.relid));
             self.bus.post(&message.encode())?;
             self.take_rings_back(&turn)
         });
+        self.closed_with.with(|with| *with = result);
+        self.state.store(CLOSED, Ordering::Release);
         self.bus.unclaim(self.slot);
         result
+    }
+
+    /// Waits until whoever closes the channel has done so.
+    fn closed_elsewhere(&self) -> Result<(), Error> {
+        // That is a wait for the turn, for two messages to be taken and for one answer.
+        let timeout = self.bus.timeout().saturating_mul(8);
+        let mut deadline = self.bus.hypervisor.deadline(timeout);
+        while self.state.load(Ordering::Acquire) != CLOSED {
+            if deadline.is_over() {
+                return Err(Error::Timeout(Waited::Turn));
+            }
+            self.bus.handle_interrupt();
+            H::pause();
+        }
+        self.closed_with.with(|with| *with)
     }
 
     fn take_rings_back(&self, turn: &Turn<'_>) -> Result<(), Error> {

@@ -15,7 +15,7 @@ use vmbus_proto::hv::msr;
 
 use crate::arch;
 use crate::hal::Hal;
-use crate::hypervisor::Features;
+use crate::hypervisor::{Features, PAGE_BITS, change_msr};
 use crate::shared::Dma;
 
 /// Offset of the sequence in the reference TSC page, in bytes; a `u32`.
@@ -40,7 +40,13 @@ impl<H: Hal> Clock<H> {
         if let Some(page) = &page {
             page.lend();
             // SAFETY: the privilege was checked; the page is lent until the register is cleared.
-            unsafe { H::wrmsr(msr::REFERENCE_TSC, page.paddr() | msr::PAGE_ENABLE) };
+            unsafe {
+                change_msr::<H>(
+                    msr::REFERENCE_TSC,
+                    PAGE_BITS,
+                    page.paddr() | msr::PAGE_ENABLE,
+                )
+            };
         }
         Self {
             page,
@@ -85,7 +91,7 @@ impl<H: Hal> Drop for Clock<H> {
     fn drop(&mut self) {
         if let Some(page) = &self.page {
             // SAFETY: the register takes zero, and the page is not used after.
-            unsafe { H::wrmsr(msr::REFERENCE_TSC, 0) };
+            unsafe { change_msr::<H>(msr::REFERENCE_TSC, PAGE_BITS, 0) };
             page.reclaim();
         }
     }
@@ -93,8 +99,9 @@ impl<H: Hal> Drop for Clock<H> {
 
 /// Turns of a wait before the clock is read first: most waits are over by then.
 const FIRST_TURNS: u32 = 8;
-/// Most turns between two readings.
-const MOST_TURNS: u32 = 4096;
+/// Most turns between two readings. Turns that were short may become as long as a sleep, so a wait
+/// may last this many sleeps too long.
+const MOST_TURNS: u32 = 64;
 /// Readings that are closer than this, in units of 100 ns, are too many: a reading may cost an
 /// exit.
 const CLOSE: u64 = 1_000;
@@ -149,5 +156,67 @@ impl<'a, H: Hal> Deadline<'a, H> {
         self.end_and_last = Some((end, now));
         self.turns = self.interval;
         now >= end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use core::ptr::NonNull;
+    use std::cell::Cell;
+
+    use crate::hal::{BufferDirection, PhysAddr};
+
+    std::thread_local! {
+        static NOW: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// A kernel with nothing but a clock.
+    struct OnlyClock;
+
+    // SAFETY: nothing is allocated or shared.
+    unsafe impl Hal for OnlyClock {
+        fn dma_alloc(_: usize, _: BufferDirection) -> Option<(PhysAddr, NonNull<u8>)> {
+            None
+        }
+        unsafe fn dma_dealloc(_: PhysAddr, _: NonNull<u8>, _: usize) {}
+        unsafe fn share(_: NonNull<[u8]>, _: BufferDirection) -> PhysAddr {
+            0
+        }
+        unsafe fn unshare(_: PhysAddr, _: NonNull<[u8]>, _: BufferDirection) {}
+        fn code_to_phys(_: NonNull<u8>) -> PhysAddr {
+            0
+        }
+        fn current_cpu() -> usize {
+            0
+        }
+        unsafe fn rdmsr(_: u32) -> u64 {
+            NOW.get()
+        }
+    }
+
+    #[test]
+    fn a_wait_whose_turns_become_sleeps_ends_soon_after_its_time() {
+        const SECOND: u64 = 10_000_000;
+        let clock = Clock::<OnlyClock>::new(&Features {
+            privileges: 0,
+            features: 0,
+            hints: 0,
+        });
+        let mut deadline = Deadline::new(&clock, Duration::from_secs(2));
+        let mut turn = |length: u64| {
+            NOW.set(NOW.get() + length);
+            deadline.is_over()
+        };
+        // Short turns for a second, as while others make noise; then sleeps of 50 ms.
+        while NOW.get() < SECOND {
+            assert!(!turn(1));
+        }
+        while !turn(SECOND / 20) {
+            assert!(NOW.get() < 60 * SECOND, "the wait does not end");
+        }
+        let late = NOW.get() - 2 * SECOND;
+        assert!(late <= 4 * SECOND, "late by {late}");
     }
 }

@@ -20,6 +20,8 @@ pub enum Error {
     MemoryInUse,
     /// The memory given to the driver has no place for this processor.
     TooManyCpus,
+    /// The interrupt vector is one of the first 16, which are the processor's own.
+    BadVector(u8),
     /// The hypervisor refused a call.
     Hypercall(Status),
     /// The host did not answer in time; what it was asked for.
@@ -109,6 +111,12 @@ impl fmt::Display for Error {
             Self::OutOfMemory => f.write_str("no pages to share with the host"),
             Self::MemoryInUse => f.write_str("the driver's memory is in use by another driver"),
             Self::TooManyCpus => f.write_str("the bus memory has no place for this processor"),
+            Self::BadVector(vector) => {
+                write!(
+                    f,
+                    "vector {vector} is the processor's own: take one above 31"
+                )
+            }
             Self::Hypercall(status) => write!(f, "the hypervisor refused a call: {status:?}"),
             Self::Timeout(waited) => write!(f, "the host did not come {waited} in time"),
             Self::VersionRefused(last) => {

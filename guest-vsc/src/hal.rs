@@ -45,7 +45,8 @@ pub struct Cpuid {
 /// "Safety" says at the unsafe ones.
 pub unsafe trait Hal: 'static {
     /// Allocates `pages` zeroed pages of 4096 bytes that lie together in guest physical memory
-    /// and may be shared with the host; `None` when there is no memory.
+    /// and may be shared with the host; `None` when there is no memory. Called in task context,
+    /// with no lock of the drivers' held.
     ///
     /// # Implementation safety
     /// The pointer is valid for reads and writes of all pages, aligned to 4096 bytes, and
@@ -64,7 +65,8 @@ pub unsafe trait Hal: 'static {
     /// the host finds it. The drivers never pass a buffer that crosses a 4096-byte page.
     ///
     /// Most kernels just translate the address. Where the host cannot reach the memory, this
-    /// copies it to a page the host can reach.
+    /// copies it to a page the host can reach. Called with interrupts off, and
+    /// [`unshare`](Self::unshare) also in interrupt handlers, where a completion is taken there.
     ///
     /// # Implementation safety
     /// The host may access exactly this buffer (or its copy) at the returned address, which has
@@ -96,7 +98,8 @@ pub unsafe trait Hal: 'static {
     /// Two processors never get the same number.
     fn current_cpu() -> usize;
 
-    /// Called at each turn of a wait that may not sleep. A thread's yield fits here.
+    /// Called at each turn of a wait that may not sleep, in task context and with no lock of the
+    /// drivers' held. A thread's yield fits here.
     fn pause() {
         core::hint::spin_loop();
     }

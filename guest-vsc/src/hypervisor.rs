@@ -39,6 +39,8 @@ pub enum Missing {
         /// Its signature.
         vendor: [u8; 12],
     },
+    /// Hyper-V's signature, but not the CPUID leaves that say what it offers; the highest leaf.
+    Leaves(u32),
     /// The interface is not "Hv#1".
     Interface(u32),
     /// The partition may not set up hypercalls.
@@ -62,6 +64,9 @@ impl fmt::Display for Missing {
                 "the hypervisor is \"{}\", not \"Microsoft Hv\"",
                 vendor.escape_ascii()
             ),
+            Self::Leaves(highest) => {
+                write!(f, "the hypervisor's CPUID leaves end at {highest:#x}")
+            }
             Self::Interface(signature) => {
                 write!(f, "the hypervisor's interface is {signature:#x}, not Hv#1")
             }
@@ -97,7 +102,7 @@ pub fn detect<H: Hal>() -> Result<Features, Missing> {
     }
     let vendor = H::cpuid(cpuid::LEAF_VENDOR);
     let signature = [vendor.ebx, vendor.ecx, vendor.edx];
-    if signature != cpuid::VENDOR_SIGNATURE || vendor.eax < cpuid::LEAF_LIMITS {
+    if signature != cpuid::VENDOR_SIGNATURE {
         let mut text = [0; 12];
         for (to, from) in text
             .iter_mut()
@@ -106,6 +111,9 @@ pub fn detect<H: Hal>() -> Result<Features, Missing> {
             *to = from;
         }
         return Err(Missing::HyperV { vendor: text });
+    }
+    if vendor.eax < cpuid::LEAF_LIMITS {
+        return Err(Missing::Leaves(vendor.eax));
     }
     let interface = H::cpuid(cpuid::LEAF_INTERFACE).eax;
     if interface != cpuid::INTERFACE_SIGNATURE {
@@ -127,6 +135,21 @@ pub fn detect<H: Hal>() -> Result<Features, Missing> {
         features: leaf.edx,
         hints: H::cpuid(cpuid::LEAF_HINTS).eax,
     })
+}
+
+/// The bits of a register that names a page which are ours to write: address and enable bit.
+pub(crate) const PAGE_BITS: u64 = msr::PAGE_ADDRESS | msr::PAGE_ENABLE;
+
+/// Writes the `bits` of a register as in `value`, and preserves the others, as the TLFS demands of
+/// reserved ones.
+///
+/// # Safety
+/// The register can be read, and takes the value; see [`Hal::wrmsr`].
+pub(crate) unsafe fn change_msr<H: Hal>(register: u32, bits: u64, value: u64) {
+    // SAFETY: the caller's promise; reading a synthetic register has no effect.
+    let before = unsafe { H::rdmsr(register) };
+    // SAFETY: the caller's promise.
+    unsafe { H::wrmsr(register, before & !bits | value & bits) };
 }
 
 /// Who we say we are: an open-source system of no registered type.
@@ -151,7 +174,7 @@ impl<H: Hal> Hypervisor<H> {
         // meant for the hypervisor's code.
         unsafe { H::wrmsr(msr::GUEST_OS_ID, GUEST_OS_ID) };
         // SAFETY: as above.
-        unsafe { H::wrmsr(msr::HYPERCALL, page | msr::PAGE_ENABLE) };
+        unsafe { change_msr::<H>(msr::HYPERCALL, PAGE_BITS, page | msr::PAGE_ENABLE) };
         // SAFETY: reading it has no effect.
         let enabled = unsafe { H::rdmsr(msr::HYPERCALL) };
         if enabled & msr::PAGE_ENABLE == 0 || enabled & msr::PAGE_ADDRESS != page {
@@ -209,7 +232,7 @@ impl<H: Hal> Hypervisor<H> {
 impl<H: Hal> Drop for Hypervisor<H> {
     fn drop(&mut self) {
         // SAFETY: with `self` the last caller goes; both registers take zero.
-        unsafe { H::wrmsr(msr::HYPERCALL, 0) };
+        unsafe { change_msr::<H>(msr::HYPERCALL, PAGE_BITS, 0) };
         // SAFETY: as above.
         unsafe { H::wrmsr(msr::GUEST_OS_ID, 0) };
     }

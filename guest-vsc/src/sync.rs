@@ -13,7 +13,7 @@ pub(crate) struct IrqMutex<H, T: ?Sized> {
     inner: spin::Mutex<T>,
 }
 
-/// Turns interrupts back on when the lock is released, also by a panic.
+/// Turns interrupts back on when dropped, also by a panic.
 struct Restore<H: Hal> {
     were_enabled: bool,
     hal: PhantomData<fn() -> H>,
@@ -43,11 +43,15 @@ impl<H, T> IrqMutex<H, T> {
 impl<H: Hal, T: ?Sized> IrqMutex<H, T> {
     /// Runs `f` on the value.
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
-        // Declared before the guard, so dropped after it.
-        let _restore = Restore::<H> {
-            were_enabled: H::disable_interrupts(),
-            hal: PhantomData,
-        };
-        f(&mut self.inner.lock())
+        without_interrupts::<H, _>(|| f(&mut self.inner.lock()))
     }
+}
+
+/// Runs `f` with interrupts off on this processor, which therefore stays the one that runs it.
+pub(crate) fn without_interrupts<H: Hal, R>(f: impl FnOnce() -> R) -> R {
+    let _restore = Restore::<H> {
+        were_enabled: H::disable_interrupts(),
+        hal: PhantomData,
+    };
+    f()
 }

@@ -15,6 +15,7 @@ use vmbus_proto::hv::synic::{
 };
 
 use crate::hal::Hal;
+use crate::hypervisor::{PAGE_BITS, change_msr};
 use crate::shared::Dma;
 
 /// Offset of VMBus's slot in the message page, in bytes.
@@ -39,6 +40,22 @@ impl SlotMessage {
     }
 }
 
+/// Pages for the SynIC of one processor.
+pub(crate) struct SynicPages<H: Hal> {
+    messages: Dma<H>,
+    events: Dma<H>,
+}
+
+impl<H: Hal> SynicPages<H> {
+    /// Zeroed pages.
+    pub(crate) fn new() -> Option<Self> {
+        Some(Self {
+            messages: Dma::new(1)?,
+            events: Dma::new(1)?,
+        })
+    }
+}
+
 /// The SynIC of one processor.
 pub(crate) struct SynicCpu<H: Hal> {
     messages: Dma<H>,
@@ -49,39 +66,40 @@ pub(crate) struct SynicCpu<H: Hal> {
 
 impl<H: Hal> SynicCpu<H> {
     /// Enables the SynIC of the processor that runs this, with the VMBus SINT raising `vector`.
-    pub(crate) fn enable(vector: u8) -> Option<Self> {
-        let (messages, events) = (Dma::new(1)?, Dma::new(1)?);
+    /// Interrupts are off, so that it stays the same processor.
+    pub(crate) fn enable(pages: SynicPages<H>, vector: u8) -> Self {
+        let SynicPages { messages, events } = pages;
         messages.lend();
         events.lend();
         // SAFETY: the privilege for it was checked at detection.
         let vp_index = unsafe { H::rdmsr(msr::VP_INDEX) } as u32;
-        for (register, value) in [
-            (msr::SIMP, messages.paddr() | msr::PAGE_ENABLE),
-            (msr::SIEFP, events.paddr() | msr::PAGE_ENABLE),
-            (SINT_MSR, Sint::unmasked(vector).0),
-            (msr::SCONTROL, 1),
+        for (register, bits, value) in [
+            (msr::SIMP, PAGE_BITS, messages.paddr() | msr::PAGE_ENABLE),
+            (msr::SIEFP, PAGE_BITS, events.paddr() | msr::PAGE_ENABLE),
+            (SINT_MSR, Sint::BITS, Sint::unmasked(vector).0),
+            (msr::SCONTROL, 1, 1),
         ] {
             // SAFETY: the privilege was checked; the pages are lent until `disable`.
-            unsafe { H::wrmsr(register, value) };
+            unsafe { change_msr::<H>(register, bits, value) };
         }
-        Some(Self {
+        Self {
             messages,
             events,
             vp_index,
             vector,
-        })
+        }
     }
 
     /// Disables the SynIC. Only on the processor that enabled it.
-    pub(crate) fn disable(self) {
-        for (register, value) in [
-            (SINT_MSR, Sint::masked(self.vector).0),
-            (msr::SIEFP, 0),
-            (msr::SIMP, 0),
-            (msr::SCONTROL, 0),
+    pub(crate) fn disable(&self) {
+        for (register, bits, value) in [
+            (SINT_MSR, Sint::BITS, Sint::masked(self.vector).0),
+            (msr::SIEFP, PAGE_BITS, 0),
+            (msr::SIMP, PAGE_BITS, 0),
+            (msr::SCONTROL, 1, 0),
         ] {
-            // SAFETY: the registers take these values; the pages stay ours until dropped below.
-            unsafe { H::wrmsr(register, value) };
+            // SAFETY: the registers take these values; the pages stay ours until dropped.
+            unsafe { change_msr::<H>(register, bits, value) };
         }
         self.messages.reclaim();
         self.events.reclaim();

@@ -184,8 +184,10 @@ impl<H: Hal> VmBus<'_, H> {
                 Status::INVALID_CONNECTION_ID => return Ok(Contact::NoPort),
                 status if !status.is_transient() => return Err(Error::Hypercall(status)),
                 _ if deadline.is_over() => return Err(Error::Timeout(Waited::Post)),
-                _ => H::pause(),
+                _ => {}
             }
+            self.handle_interrupt();
+            H::pause();
         }
         let answer = self.answer(turn, Waited::Version, None, self.deadline())?;
         let [supported, state, ..] = answer.status.to_le_bytes();
@@ -214,7 +216,7 @@ impl<H: Hal> VmBus<'_, H> {
         self.say_good_bye(&turn)
     }
 
-    fn say_good_bye(&self, turn: &Turn<'_>) -> Result<(), Error> {
+    pub(super) fn say_good_bye(&self, turn: &Turn<'_>) -> Result<(), Error> {
         self.expect(turn, Expected::plain(Waited::Unload));
         let answer = self
             .post(&Message::Unload.encode())

@@ -1,8 +1,10 @@
 //! One question at a time: what the guest waits for, and the host's answer.
 //!
 //! A processor takes the [`Turn`], says what it expects, posts its message and waits. The handler
-//! stores the answer that was expected, by its key; any other is counted and dropped, so an answer
-//! that comes too late never passes for the answer to a later question.
+//! stores the answer that was expected; any other is counted and dropped. Answers about channels
+//! and GPADLs repeat a number of the question, so that one that comes too late never passes for the
+//! answer to a later question. Those to contact, to the request for offers and to UNLOAD have
+//! nothing to tell them by: after a timeout there, the next answer of the kind counts.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -133,15 +135,24 @@ impl<H: Hal> VmBus<'_, H> {
     pub(crate) fn turn(&self) -> Result<Turn<'_>, Error> {
         // Whoever has it holds it for a few answers at most, each with a deadline of its own.
         let mut deadline = self.hypervisor.deadline(self.timeout().saturating_mul(4));
-        while self.turn.swap(true, Ordering::Acquire) {
+        let turn = loop {
+            if let Some(turn) = self.try_turn() {
+                break turn;
+            }
             if deadline.is_over() {
                 return Err(Error::Timeout(Waited::Turn));
             }
             self.handle_interrupt();
             H::pause();
-        }
-        self.poll();
-        Ok(Turn(&self.turn))
+        };
+        self.handle_interrupt();
+        self.release_leaving(&turn);
+        Ok(turn)
+    }
+
+    /// Takes the turn where nobody has it.
+    pub(super) fn try_turn(&self) -> Option<Turn<'_>> {
+        (!self.turn.swap(true, Ordering::Acquire)).then(|| Turn(&self.turn))
     }
 
     /// Says what the next message will be answered with. Has to come before the message.
@@ -165,7 +176,7 @@ impl<H: Hal> VmBus<'_, H> {
         mut deadline: Deadline<'_, H>,
     ) -> Result<Answer, Error> {
         let result = loop {
-            self.poll();
+            self.handle_interrupt();
             if let Some(answer) = self.exchange.with(|exchange| exchange.answer) {
                 break Ok(answer);
             }
@@ -176,7 +187,9 @@ impl<H: Hal> VmBus<'_, H> {
                 break Err(Error::Timeout(what));
             }
             self.rest(|| {
-                self.message_waits() || self.exchange.with(|exchange| exchange.answer.is_some())
+                self.message_waits()
+                    || self.exchange.with(|exchange| exchange.answer.is_some())
+                    || channel.is_some_and(Slot::is_rescinded)
             });
         };
         self.exchange

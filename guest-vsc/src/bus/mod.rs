@@ -40,8 +40,8 @@ use crate::clock::Deadline;
 use crate::error::{Error, Waited};
 use crate::hal::Hal;
 use crate::hypervisor::{Features, Hypervisor};
-use crate::sync::IrqMutex;
-use crate::synic::SynicCpu;
+use crate::sync::{IrqMutex, without_interrupts};
+use crate::synic::{SynicCpu, SynicPages};
 use contact::Link;
 use exchange::Exchange;
 
@@ -98,6 +98,9 @@ pub struct Handled {
 /// Messages taken in one go, so that a storm of them cannot keep a processor for ever.
 const MESSAGES_AT_ONCE: u32 = 256;
 
+/// Hypervisors refuse lower ones, which are the processor's own.
+const LOWEST_VECTOR: u8 = 16;
+
 /// The VMBus of this machine.
 pub struct VmBus<'m, H: Hal> {
     pub(crate) hypervisor: Hypervisor<H>,
@@ -126,11 +129,14 @@ impl<'m, H: Hal> VmBus<'m, H> {
     ///
     /// # Errors
     /// [`Error::Missing`] says why this machine has no VMBus; [`Error::MemoryInUse`] that another
-    /// bus has the memory.
+    /// bus has the memory; [`Error::BadVector`] that no interrupt can have that vector.
     pub fn new<const CPUS: usize, const CHANNELS: usize>(
         memory: &'m BusMemory<H, CPUS, CHANNELS>,
         vector: u8,
     ) -> Result<Self, Error> {
+        if vector < LOWEST_VECTOR {
+            return Err(Error::BadVector(vector));
+        }
         let claim = Claim::new(&memory.claimed).ok_or(Error::MemoryInUse)?;
         let bus = Self {
             hypervisor: Hypervisor::new()?,
@@ -159,23 +165,31 @@ impl<'m, H: Hal> VmBus<'m, H> {
     /// # Errors
     /// [`Error::TooManyCpus`] or [`Error::OutOfMemory`].
     pub fn start_cpu(&self) -> Result<(), Error> {
-        let place = self.cpus.get(H::current_cpu()).ok_or(Error::TooManyCpus)?;
-        place.with(|synic| {
+        // Allocated before the lock is taken, and given back after it where there was no need.
+        let mut pages = Some(SynicPages::new().ok_or(Error::OutOfMemory)?);
+        self.on_this_cpu(|synic| {
             if synic.is_none() {
-                *synic = Some(SynicCpu::enable(self.vector).ok_or(Error::OutOfMemory)?);
+                *synic = pages.take().map(|p| SynicCpu::enable(p, self.vector));
             }
-            Ok(())
         })
+        .ok_or(Error::TooManyCpus)
     }
 
     /// Disables the SynIC of the processor that runs this, before it goes offline. Channels and
     /// the connection must not point to it any more.
     pub fn stop_cpu(&self) {
-        if let Some(place) = self.cpus.get(H::current_cpu())
-            && let Some(synic) = place.with(Option::take)
-        {
-            synic.disable();
-        }
+        // Its pages are given back when the lock is released.
+        let _stopped = self.on_this_cpu(|synic| {
+            let stopped = synic.take();
+            stopped.iter().for_each(SynicCpu::disable);
+            stopped
+        });
+    }
+
+    /// Runs `f` on the SynIC of the processor that runs this, and that cannot become another one
+    /// before `f` is done. `None` where the memory has no place for it.
+    fn on_this_cpu<R>(&self, f: impl FnOnce(&mut Option<SynicCpu<H>>) -> R) -> Option<R> {
+        without_interrupts::<H, _>(|| Some(self.cpus.get(H::current_cpu())?.with(f)))
     }
 
     /// The hypervisor's index of processor `cpu`, where its SynIC is enabled.
@@ -220,10 +234,7 @@ impl<'m, H: Hal> VmBus<'m, H> {
     /// APIC; also harmless at any other time. Never waits.
     pub fn handle_interrupt(&self) -> Handled {
         let mut handled = Handled::default();
-        let Some(place) = self.cpus.get(H::current_cpu()) else {
-            return handled;
-        };
-        place.with(|synic| {
+        let _no_place = self.on_this_cpu(|synic| {
             let Some(synic) = synic else { return };
             while handled.messages < MESSAGES_AT_ONCE
                 && let Some(message) = synic.take_message()
@@ -250,13 +261,23 @@ impl<'m, H: Hal> VmBus<'m, H> {
     }
 
     /// Does what is left to do in task context: takes what the hypervisor has for this processor,
-    /// and gives the relids of rescinded offers back. Posts messages, but does not wait for
-    /// answers.
+    /// and gives the relids of rescinded offers back, unless another processor is talking to the
+    /// host: then that waits for the next call. Posts messages, but does not wait for answers.
     pub fn poll(&self) {
         self.handle_interrupt();
+        if self.release_due.load(Ordering::Relaxed)
+            && let Some(turn) = self.try_turn()
+        {
+            self.release_leaving(&turn);
+        }
+    }
+
+    /// Gives the relids of rescinded offers back. With the turn, so that no relid is released
+    /// twice, or over a connection made since.
+    fn release_leaving(&self, _turn: &Turn<'_>) {
         if self.release_due.swap(false, Ordering::Relaxed) {
             for slot in self.slots {
-                if let Some(relid) = slot.take_leaving() {
+                if let Some(relid) = slot.leaving() {
                     self.release_relid(relid);
                     slot.free();
                 }
@@ -313,7 +334,8 @@ impl<'m, H: Hal> VmBus<'m, H> {
         self.post_to(id.ok_or(Error::NotConnected)?, message)
     }
 
-    /// Rings the doorbell of a channel.
+    /// Rings the doorbell of a channel. May be called in interrupt context and under a lock, so
+    /// it does not let others run between its tries.
     pub(crate) fn signal(&self, relid: u32, connection_id: u32, dedicated: bool) {
         if !dedicated {
             self.link.with(|link| link.set_interrupt_bit(relid));
@@ -323,7 +345,7 @@ impl<'m, H: Hal> VmBus<'m, H> {
             if !status.is_transient() {
                 break;
             }
-            H::pause();
+            core::hint::spin_loop();
             status = self.hypervisor.signal_event(connection_id);
         }
         if status != Status::SUCCESS {
@@ -354,19 +376,21 @@ impl<'m, H: Hal> VmBus<'m, H> {
 
     /// Whether a message waits in this processor's slot.
     fn message_waits(&self) -> bool {
-        let place = self.cpus.get(H::current_cpu());
-        place.is_some_and(|p| p.with(|s| s.as_ref().is_some_and(SynicCpu::has_message)))
+        self.on_this_cpu(|synic| synic.as_ref().is_some_and(SynicCpu::has_message))
+            .unwrap_or_default()
     }
 }
 
 impl<H: Hal> Drop for VmBus<'_, H> {
-    /// Unloads where connected, and disables this processor's SynIC. Other processors should have
-    /// called [`stop_cpu`](Self::stop_cpu); otherwise their pages stay with the hypervisor, and
+    /// Unloads where connected, also where a channel was forgotten without being closed, and
+    /// disables this processor's SynIC. Other processors should have called [`stop_cpu`](Self::stop_cpu); otherwise their pages stay with the hypervisor, and
     /// the next bus over the same memory goes on with them.
     fn drop(&mut self) {
-        if self.link.get_mut().version().is_some() {
+        if self.version().is_some()
+            && let Ok(turn) = self.turn()
+        {
             // Nobody is left to be told: the pages stay lent if the host does not answer.
-            let _ = self.unload();
+            let _ = self.say_good_bye(&turn);
         }
         for slot in self.slots {
             slot.free();

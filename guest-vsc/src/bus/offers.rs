@@ -171,7 +171,7 @@ impl<H: Hal> Slot<H> {
     }
 
     /// The relid of a leaving offer.
-    pub(crate) fn take_leaving(&self) -> Option<u32> {
+    pub(crate) fn leaving(&self) -> Option<u32> {
         self.place
             .with(|place| matches!(place, Place::Leaving).then(|| self.relid()))
     }

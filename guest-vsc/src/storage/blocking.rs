@@ -49,9 +49,9 @@ impl<H: Hal, B: Buffer> Storage<'_, H, B> {
     /// [`StorageError::Device`] where the device refuses or fails; the buffer may have been
     /// written to.
     pub fn read_blocks(&self, sector: u64, buffer: &mut [u8]) -> Result<(), StorageError> {
-        let mut lba = self.block_of(sector, buffer.len())?;
+        let mut lba = self.block_of(sector, buffer.len() as u64)?;
         for part in buffer.chunks_mut(self.max_transfer()) {
-            let blocks = self.blocks_in(part.len());
+            let blocks = self.blocks_in(part.len() as u64);
             let fua = false;
             let cdb = Cdb::Read { lba, blocks, fua };
             self.whole(&cdb, &mut Data::In(part))?;
@@ -67,9 +67,9 @@ impl<H: Hal, B: Buffer> Storage<'_, H, B> {
     /// [`StorageError::Device`] where the device refuses or fails; some blocks may have been
     /// written.
     pub fn write_blocks(&self, sector: u64, buffer: &[u8]) -> Result<(), StorageError> {
-        let mut lba = self.block_of(sector, buffer.len())?;
+        let mut lba = self.block_of(sector, buffer.len() as u64)?;
         for part in buffer.chunks(self.max_transfer()) {
-            let blocks = self.blocks_in(part.len());
+            let blocks = self.blocks_in(part.len() as u64);
             let fua = false;
             let cdb = Cdb::Write { lba, blocks, fua };
             self.whole(&cdb, &mut Data::Out(part))?;
@@ -93,7 +93,7 @@ impl<H: Hal, B: Buffer> Storage<'_, H, B> {
     /// # Errors
     /// [`StorageError::Device`] where the device cannot, or fails.
     pub fn unmap(&self, sector: u64, sectors: u32) -> Result<(), StorageError> {
-        let length = (sectors as usize).saturating_mul(SECTOR_SIZE);
+        let length = u64::from(sectors).saturating_mul(SECTOR_SIZE as u64);
         let lba = self.block_of(sector, length)?;
         let data = vmbus_proto::scsi::UnmapDescriptor::single(lba, self.blocks_in(length));
         let cdb = Cdb::Unmap {

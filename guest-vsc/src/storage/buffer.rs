@@ -61,6 +61,18 @@ impl<B> Parked<B> {
         Self(MaybeUninit::new(buffer))
     }
 
+    /// The region of the buffer.
+    ///
+    /// Taken when the value is parked: moving a reference or a box after that would count as a
+    /// use of its own, which ends the life of pointers made from it.
+    pub(crate) fn region(&mut self) -> NonNull<[u8]>
+    where
+        B: Buffer,
+    {
+        // SAFETY: made from a value in `new`, the only constructor.
+        unsafe { self.0.assume_init_mut() }.region()
+    }
+
     /// The buffer, after the host is done with it.
     pub(crate) fn into_inner(self) -> B {
         // SAFETY: made from a value in `new`, the only constructor.

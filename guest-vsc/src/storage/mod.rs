@@ -109,7 +109,6 @@ pub struct Storage<'b, H: Hal, B: Buffer = &'static mut [u8]> {
     sectors: AtomicU64,
     /// The host said that the set of units has changed.
     changed: AtomicBool,
-    closed: AtomicBool,
     _claim: Claim<'b>,
 }
 
@@ -141,7 +140,6 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
             read_only: false,
             sectors: AtomicU64::new(0),
             changed: AtomicBool::new(false),
-            closed: AtomicBool::new(false),
             _claim: claim,
         };
         disk.initialize()?;
@@ -216,11 +214,11 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
         if length > self.max_transfer {
             return Err((StorageError::TooLong, buffer));
         }
-        let lba = match self.block_of(sector, length) {
+        let lba = match self.block_of(sector, length as u64) {
             Ok(lba) => lba,
             Err(error) => return Err((error, buffer)),
         };
-        let (blocks, fua) = (self.blocks_in(length), false);
+        let (blocks, fua) = (self.blocks_in(length as u64), false);
         let (cdb, data_in) = if direction == BufferDirection::DeviceToDriver {
             (Cdb::Read { lba, blocks, fua }, DATA_IN)
         } else {
@@ -271,15 +269,12 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
     }
 
     /// Closes the channel and takes all buffers back from the host: requests in flight are done,
-    /// as failed, and wait to be taken by [`poll`](Self::poll). A second time it does nothing.
-    /// Waits for the host.
+    /// as failed, and wait to be taken by [`poll`](Self::poll). Waits for the host; where another
+    /// processor does it already, for that.
     ///
     /// # Errors
     /// The host did not give its memory back: buffers in flight are lost.
     pub fn shutdown(&self) -> Result<(), Error> {
-        if self.closed.swap(true, Ordering::AcqRel) {
-            return Ok(());
-        }
         // What was completed before stays completed.
         let _ = self.drain();
         let reason = match self.channel.check() {
@@ -368,10 +363,10 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
     }
 
     /// The block that starts at `sector`, if that and `length` are whole blocks.
-    fn block_of(&self, sector: u64, length: usize) -> Result<u64, StorageError> {
+    fn block_of(&self, sector: u64, length: u64) -> Result<u64, StorageError> {
         // `identify` made sure that a block is at least one sector, and a power of two.
-        let block = self.block_size().max(SECTOR_SIZE);
-        let sectors = (block / SECTOR_SIZE) as u64;
+        let block = self.block_size().max(SECTOR_SIZE) as u64;
+        let sectors = block / SECTOR_SIZE as u64;
         if length == 0 || !length.is_multiple_of(block) || !sector.is_multiple_of(sectors) {
             return Err(StorageError::Unaligned);
         }
@@ -379,8 +374,9 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
     }
 
     /// Whole blocks in `length` bytes.
-    fn blocks_in(&self, length: usize) -> u32 {
-        let blocks = length.checked_div(self.block_size()).unwrap_or_default();
+    fn blocks_in(&self, length: u64) -> u32 {
+        let block = self.block_size() as u64;
+        let blocks = length.checked_div(block).unwrap_or_default();
         u32::try_from(blocks).unwrap_or(u32::MAX)
     }
 }

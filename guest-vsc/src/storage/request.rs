@@ -189,7 +189,7 @@ impl<B> Table<[Entry<B>]> {
     /// Starts a request that owns its buffer, sent by `send`.
     pub(super) fn start_owned<H: Hal>(
         &mut self,
-        mut buffer: B,
+        buffer: B,
         direction: BufferDirection,
         send: impl FnOnce(Token, &Mapping) -> Result<(), Error>,
     ) -> Result<Token, (Error, B)>
@@ -199,7 +199,8 @@ impl<B> Table<[Entry<B>]> {
         let Some((token, entry)) = self.allocate() else {
             return Err((Error::Full, buffer));
         };
-        let region = buffer.region();
+        let mut parked = Parked::new(buffer);
+        let region = parked.region();
         // SAFETY: valid and ours alone by the contract of `Buffer`; the entry keeps the value
         // until `finish` has unshared it.
         let fits = unsafe { entry.mapping.share::<H>(region, direction) };
@@ -212,9 +213,9 @@ impl<B> Table<[Entry<B>]> {
         if let Err(error) = sent {
             entry.mapping.unshare::<H>();
             self.release(token);
-            return Err((error, buffer));
+            return Err((error, parked.into_inner()));
         }
-        entry.owned = Some(Parked::new(buffer));
+        entry.owned = Some(parked);
         Ok(token)
     }
 

@@ -1,7 +1,7 @@
 //! The guest's view of the hypervisor: `guest_vsc`'s [`Hal`], for the thread's own processor.
 #![expect(unsafe_code, reason = "Hal is an unsafe trait")]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,6 +16,10 @@ use crate::hypervisor::{FakeHypervisor, Vm};
 thread_local! {
     /// The processor that this thread is.
     static PROCESSOR: RefCell<Option<(Arc<Vm>, u32)>> = const { RefCell::new(None) };
+    /// Whether it takes interrupts.
+    static INTERRUPTS_ON: Cell<bool> = const { Cell::new(true) };
+    /// Where the scheduler moves this thread as soon as it can.
+    static NEXT: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
 /// The longest sleep of a processor that waits for an interrupt: there is always a timer.
@@ -45,12 +49,24 @@ impl Entered {
     pub fn wait_for_interrupt(&self) -> bool {
         self.hypervisor.vm.vps[self.vp as usize].wait(TICK)
     }
+
+    /// Has the scheduler move this thread to processor `vp` the next time that it has asked which
+    /// one it is with interrupts on, where a kernel's scheduler could.
+    pub fn migrate(&self, vp: u32) {
+        NEXT.set(Some(vp));
+    }
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
         PROCESSOR.with(|processor| processor.replace(self.before.take()));
     }
+}
+
+/// Whether the thread is somewhere that a kernel's allocator and scheduler may be called from.
+fn assert_interrupts_on(what: &str) {
+    let fine = INTERRUPTS_ON.get() || std::thread::panicking();
+    assert!(fine, "{what} with interrupts off");
 }
 
 fn processor() -> (Arc<Vm>, u32) {
@@ -79,12 +95,14 @@ fn gpa_of(vm: &Vm, pointer: NonNull<u8>) -> Option<u64> {
 // numbered by their VP index.
 unsafe impl Hal for FakeHal {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> Option<(PhysAddr, NonNull<u8>)> {
+        assert_interrupts_on("allocates pages");
         let (vm, _) = processor();
         let gpa = vm.pages.take(&vm.memory, pages)?;
         Some((gpa, ram(&vm, gpa)))
     }
 
     unsafe fn dma_dealloc(paddr: PhysAddr, vaddr: NonNull<u8>, pages: usize) {
+        assert_interrupts_on("gives pages back");
         let (vm, _) = processor();
         assert_eq!(gpa_of(&vm, vaddr), Some(paddr), "not what was allocated");
         vm.pages.give(paddr, pages);
@@ -127,21 +145,31 @@ unsafe impl Hal for FakeHal {
     }
 
     fn current_cpu() -> usize {
-        processor().1 as usize
+        let (vm, vp) = processor();
+        if INTERRUPTS_ON.get()
+            && let Some(next) = NEXT.take()
+        {
+            PROCESSOR.with(|processor| processor.replace(Some((vm, next))));
+        }
+        vp as usize
     }
 
     fn pause() {
+        assert_interrupts_on("pauses");
         std::thread::yield_now();
     }
 
     fn disable_interrupts() -> bool {
         // Interrupts are other threads here, which the drivers' locks hold off by themselves.
-        true
+        INTERRUPTS_ON.replace(false)
     }
 
-    fn enable_interrupts() {}
+    fn enable_interrupts() {
+        INTERRUPTS_ON.set(true);
+    }
 
     fn wait_for_interrupt() {
+        INTERRUPTS_ON.set(true);
         let (vm, vp) = processor();
         vm.vps[vp as usize].wait(TICK);
     }

@@ -59,6 +59,8 @@ pub(crate) struct Vm {
     gate: RwLock<()>,
     /// Statuses that the next posts fail with.
     failures: Mutex<Vec<Status>>,
+    /// Statuses that the next signals fail with.
+    signal_failures: Mutex<Vec<Status>>,
     locked_hypercall_page: AtomicBool,
     start: Instant,
     posts: AtomicU32,
@@ -82,6 +84,7 @@ impl FakeHypervisor {
             doorbells: RwLock::default(),
             gate: RwLock::default(),
             failures: Mutex::default(),
+            signal_failures: Mutex::default(),
             locked_hypercall_page: AtomicBool::new(false),
             start: Instant::now(),
             posts: AtomicU32::new(0),
@@ -163,6 +166,11 @@ impl FakeHypervisor {
     /// Fails the next posts with these statuses, the last one first.
     pub fn fail_posts(&self, statuses: impl IntoIterator<Item = Status>) {
         self.vm.failures.lock().unwrap().extend(statuses);
+    }
+
+    /// Fails the next signals with these statuses, the last one first.
+    pub fn fail_signals(&self, statuses: impl IntoIterator<Item = Status>) {
+        self.vm.signal_failures.lock().unwrap().extend(statuses);
     }
 
     /// Raises the VMBus interrupt of `vp` for nothing.
@@ -304,6 +312,9 @@ impl Vm {
 
     fn signal_event(&self, vp: u32, operand: u64) -> Status {
         self.signals.fetch_add(1, Ordering::Relaxed);
+        if let Some(status) = self.signal_failures.lock().unwrap().pop() {
+            return status;
+        }
         let (connection_id, flag) = (operand as u32, (operand >> 32) as u16);
         if flag == 0
             && let Some(event) = self.doorbells.read().unwrap().get(&connection_id)

@@ -17,6 +17,9 @@ use vmbus_proto::hv::synic::{
 
 const SINT: usize = VMBUS_SINT as usize;
 
+/// Some of the bits that are reserved in the registers of a SynIC. A guest has to preserve them.
+const RESERVED: u64 = 0xA00;
+
 /// Registers and the messages that wait for the slot.
 struct Registers {
     control: u64,
@@ -51,10 +54,10 @@ impl Synic {
     pub(crate) fn new() -> Self {
         Self {
             registers: Mutex::new(Registers {
-                control: 0,
-                simp: 0,
-                siefp: 0,
-                sints: [Sint::masked(0); SINT_COUNT],
+                control: RESERVED,
+                simp: RESERVED,
+                siefp: RESERVED,
+                sints: [Sint(Sint::MASKED | RESERVED); SINT_COUNT],
                 queue: VecDeque::new(),
             }),
             raised: Mutex::new(false),
@@ -77,6 +80,8 @@ impl Synic {
 
     pub(crate) fn wrmsr(&self, memory: &GuestMemoryMmap, register: u32, value: u64) -> Option<()> {
         let mut registers = self.registers.lock().unwrap();
+        let preserved = register == msr::EOM || value & RESERVED == RESERVED;
+        assert!(preserved, "reserved bits of {register:#x} were cleared");
         match register {
             msr::SCONTROL => registers.control = value,
             msr::SIMP => registers.simp = value,

@@ -56,6 +56,10 @@ fn detection_names_what_is_missing() {
         Some(Error::Missing(kvm))
     );
     assert_eq!(
+        missing(&|h| h.set_cpuid(cpuid::LEAF_VENDOR, |leaf| leaf.eax = cpuid::LEAF_HINTS)),
+        Some(Error::Missing(Missing::Leaves(cpuid::LEAF_HINTS)))
+    );
+    assert_eq!(
         missing(&|h| h.set_cpuid(cpuid::LEAF_INTERFACE, |leaf| leaf.eax = 7)),
         Some(Error::Missing(Missing::Interface(7)))
     );
@@ -112,6 +116,18 @@ fn every_version_and_a_refusal() {
     assert_eq!(hypervisor.counts().pages, before, "pages were lost");
     drop(bus);
     assert_eq!(hypervisor.counts().pages, 0);
+}
+
+#[test]
+fn a_vector_of_the_processor_s_own_is_refused() {
+    let hypervisor = FakeHypervisor::new(1);
+    let _cpu = hypervisor.enter(0);
+    let memory = Memory::new();
+    for vector in [0, 15] {
+        let refused = Some(Error::BadVector(vector));
+        assert_eq!(VmBus::new(&memory, vector).err(), refused);
+    }
+    VmBus::new(&memory, 16).unwrap();
 }
 
 #[test]

@@ -275,6 +275,62 @@ fn a_device_that_never_answers() {
     assert_eq!(bad, 0);
 }
 
+/// A host that is slow to let go of a channel's memory.
+struct Slow {
+    host: Arc<host_vsp::vmbus::VmBus>,
+    has_let_go: Arc<AtomicBool>,
+}
+
+impl Hypercalls for Slow {
+    fn post_message(&self, vp: u32, id: u32, message_type: u32, payload: &[u8]) -> Status {
+        let lets_go = matches!(Message::parse(payload), Ok(Message::GpadlTeardown(_)));
+        if lets_go {
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        let status = self.host.post_message(vp, id, message_type, payload);
+        self.has_let_go.fetch_or(lets_go, Ordering::Release);
+        status
+    }
+
+    fn signal_event(&self, vp: u32, id: u32, flag: u16) -> Status {
+        self.host.signal_event(vp, id, flag)
+    }
+}
+
+#[test]
+fn nobody_gets_a_buffer_back_before_the_host_lets_go() {
+    let machine = Machine::new(3);
+    let lie = Box::new(|_, _: &Srb| Vec::new());
+    machine.host.offer(Box::new(LyingDisk { lie })).unwrap();
+    let has_let_go = Arc::new(AtomicBool::new(false));
+    machine.hypervisor.serve_shared(Arc::new(Slow {
+        host: machine.host.clone(),
+        has_let_go: has_let_go.clone(),
+    }));
+    let _cpu = machine.hypervisor.enter(0);
+    let memory = BusMemory::<FakeHal, 3, 4>::new();
+    let bus = VmBus::new(&memory, VECTOR).unwrap();
+    bus.connect(&Options::default()).unwrap();
+    let requests = StorageMemory::<FakeHal, Vec<u8>, 8>::new();
+    let offer = bus.find(storage::CLASS).unwrap();
+    let mut disk = Storage::open(&bus, &offer, &requests, &StorageOptions::default()).unwrap();
+    disk.set_timeout(SHORT);
+    let disk = &disk;
+    std::thread::scope(|scope| {
+        for vp in 0..3 {
+            let (hypervisor, has_let_go) = (&machine.hypervisor, &has_let_go);
+            scope.spawn(move || {
+                let _cpu = hypervisor.enter(vp);
+                // The first to lose patience closes the channel. The others must not take their
+                // buffers back at the mere sight of that.
+                let mut sector = [0; 512];
+                assert!(disk.read_blocks(0, &mut sector).is_err());
+                assert!(has_let_go.load(Ordering::Acquire), "too early");
+            });
+        }
+    });
+}
+
 #[test]
 fn a_packet_that_is_too_long_ends_the_channel() {
     let lies = |id: u64, _: &Srb| vec![Sent::Completion(id, vec![1; 4000])];

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest_vsc::bus::{BusMemory, Options, VmBus};
 use guest_vsc::channel::{Channel, OpenOptions};
@@ -344,6 +344,91 @@ fn a_rescind_ends_every_wait_and_the_relid_is_released() {
             assert_eq!(released.load(Ordering::Relaxed), 1, "step {step}, {silent}");
         }
     }
+}
+
+#[test]
+fn a_relid_is_released_once_whoever_looks() {
+    let released = Arc::new(Mutex::new(Vec::new()));
+    let seen = released.clone();
+    let script = move |message: Message<'_>| match message {
+        Message::RequestOffers => {
+            vec![offer(1), offer(2), Message::AllOffersDelivered.encode()]
+        }
+        Message::RelidReleased(id) => {
+            seen.lock().unwrap().push(id.relid.get());
+            // Time for another processor to look, while this one is at it.
+            std::thread::sleep(Duration::from_millis(200));
+            Vec::new()
+        }
+        message => proper(&message),
+    };
+    let hypervisor = FakeHypervisor::new(2);
+    ScriptedHost::serve(&hypervisor, script);
+    let messages = hypervisor.partition().messages;
+    let _cpu = hypervisor.enter(0);
+    let memory = Memory::new();
+    let bus = VmBus::new(&memory, VECTOR).unwrap();
+    bus.connect(&soon()).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _cpu = hypervisor.enter(1);
+            bus.start_cpu().unwrap();
+            let end = Instant::now() + Duration::from_secs(10);
+            while released.lock().unwrap().is_empty() {
+                assert!(Instant::now() < end, "no relid was released");
+                std::thread::yield_now();
+            }
+            messages.post(1, &rescind(2));
+            bus.poll();
+            bus.stop_cpu();
+        });
+        messages.post(0, &rescind(1));
+        bus.poll();
+    });
+    bus.poll();
+    assert_eq!(*released.lock().unwrap(), [1, 2]);
+}
+
+#[test]
+fn a_thread_may_be_moved_while_it_takes_messages() {
+    let hypervisor = FakeHypervisor::new(2);
+    ScriptedHost::serve(&hypervisor, |message| proper(&message));
+    let messages = hypervisor.partition().messages;
+    let cpu = hypervisor.enter(0);
+    let memory = Memory::new();
+    let bus = VmBus::new(&memory, VECTOR).unwrap();
+    bus.connect(&soon()).unwrap();
+    // One in the slot, one that waits for its end of message.
+    messages.post(0, &offer(2));
+    messages.post(0, &offer(3));
+    assert_eq!(messages.backlog(), 1);
+    // Whichever processor the thread finds itself on, the slot and the register have to be that
+    // one's.
+    cpu.migrate(1);
+    bus.handle_interrupt();
+    cpu.migrate(0);
+    bus.handle_interrupt();
+    bus.handle_interrupt();
+    assert_eq!((bus.offers().count(), messages.backlog()), (3, 0));
+}
+
+#[test]
+fn a_forgotten_channel_does_not_keep_the_connection() {
+    let unloads = Arc::new(AtomicU32::new(0));
+    let count = unloads.clone();
+    let script = move |message: Message<'_>| {
+        if matches!(message, Message::Unload) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        proper(&message)
+    };
+    story(script, |_, bus| {
+        bus.connect(&soon()).unwrap();
+        let offer = bus.find(CLASS).unwrap();
+        std::mem::forget(Channel::open(bus, &offer, &small()).unwrap());
+        assert_eq!(bus.unload(), Err(Error::ChannelsOpen));
+    });
+    assert_eq!(unloads.load(Ordering::Relaxed), 1);
 }
 
 #[test]

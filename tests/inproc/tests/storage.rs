@@ -14,6 +14,7 @@ use host_vsp::storage::RawFile;
 use host_vsp::storage::backend::{FaultyBackend, Operation};
 use inproc::{FakeHal, Machine, RamBuffer, VECTOR};
 use rand::RngExt as _;
+use vmbus_proto::hv::hypercall::Status;
 use vmbus_proto::scsi::{Cdb, Sense, StandardInquiry};
 use vmbus_proto::version::Version;
 
@@ -536,5 +537,23 @@ fn a_request_that_takes_too_long_gives_its_buffer_back() {
         let disk = open(bus, &memory);
         disk.read_blocks(0, &mut sector).unwrap();
         assert_eq!(sector, content[..512]);
+    });
+}
+
+#[test]
+fn a_doorbell_is_rung_again_where_the_hypervisor_is_short_of_memory() {
+    let (file, content) = image(1 << 20);
+    let machine = Machine::new(1);
+    machine.add_disk(RawFile::open(file.path(), false).unwrap());
+    story(&machine, |bus| {
+        let memory: StorageMemory<FakeHal> = StorageMemory::new();
+        let disk = open(bus, &memory);
+        // Under the driver's lock: it must not let another thread run in between.
+        let statuses = [Status::INSUFFICIENT_MEMORY, Status::INSUFFICIENT_BUFFERS];
+        machine.hypervisor.fail_signals(statuses);
+        let mut sector = [0; 512];
+        disk.read_blocks(7, &mut sector).unwrap();
+        assert_eq!(sector, content[7 * 512..8 * 512]);
+        assert_eq!(bus.stats().failed_signals, 0);
     });
 }

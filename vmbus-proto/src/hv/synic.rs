@@ -64,6 +64,8 @@ impl Sint {
     pub const AUTO_EOI: u64 = 1 << 17;
     /// Bit 18: the source is polled.
     pub const POLLING: u64 = 1 << 18;
+    /// The vector and the bits above; the others are reserved, and are to be preserved.
+    pub const BITS: u64 = 0xFF | Self::MASKED | Self::AUTO_EOI | Self::POLLING;
 
     /// An unmasked SINT that raises `vector` and wants an EOI.
     pub const fn unmasked(vector: u8) -> Self {
