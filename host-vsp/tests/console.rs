@@ -199,6 +199,25 @@ fn messages_are_refused_by_their_port_and_their_number() {
     assert!(guest.log.backlog() < 400);
 }
 
+/// A guest whose ring lacks the feature bit never says that it has made room.
+#[test]
+fn a_guest_that_does_not_mind_the_pending_send_size_is_polled() {
+    let (guest, partition) = Guest::new();
+    let bus = VmBus::new(partition).unwrap();
+    let (vsp, mut terminal) = console();
+    bus.offer(vsp).unwrap();
+    guest.connect(&bus);
+    let mut channel = guest.open(&bus, 1, 16, 2);
+    channel.to_guest.memory().store(Control::FeatureBits, 0);
+    let text: Vec<u8> = (0..50_000u32).map(|i| (i % 251) as u8).collect();
+    terminal.write_all(&text).unwrap();
+    let mut got = Vec::new();
+    while got.len() < text.len() {
+        got.extend_from_slice(data(&guest.receive(&mut channel)).unwrap());
+    }
+    assert!(got == text, "input arrived changed");
+}
+
 /// Guests of old ring one bell for all channels; and a hypervisor may leave every bell to us.
 #[test]
 fn signals_that_reach_the_bus_wake_their_channels() {

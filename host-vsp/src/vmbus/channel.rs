@@ -37,6 +37,8 @@ pub struct Channel {
     signal: bool,
     /// Whether the last attempt to receive since [`mask`](Self::mask) found nothing.
     drained: bool,
+    /// Whether a packet since then found no room, and the guest will not say when there is some.
+    must_poll: bool,
 }
 
 impl Channel {
@@ -52,6 +54,7 @@ impl Channel {
             memory,
             signal: false,
             drained: false,
+            must_poll: false,
         }
     }
 
@@ -84,7 +87,11 @@ impl Channel {
     /// # Errors
     /// [`SendError::Full`]: the worker calls the VSP again when the guest has made room.
     pub fn send(&mut self, packet: &Outgoing<'_>) -> Result<(), SendError> {
-        let signal = self.to_guest.send(packet)?;
+        let signal = self.to_guest.send(packet);
+        if signal == Err(SendError::Full) {
+            self.must_poll = !self.to_guest.consumer_minds_pending();
+        }
+        let signal = signal?;
         tracing::trace!(?packet, "to the guest");
         self.signal |= signal.is_needed();
         Ok(())
@@ -107,6 +114,13 @@ impl Channel {
         // What an earlier look found says nothing of this one, which may not even come to the
         // ring: a VSP that waits for room takes nothing, and must not be asked over and over.
         self.drained = false;
+        self.must_poll = false;
+    }
+
+    /// Whether the guest must be looked after before long: there was no room for a packet, and it
+    /// is a guest that does not mind the pending send size.
+    pub(crate) fn must_poll(&self) -> bool {
+        self.must_poll
     }
 
     /// Asks for the doorbell again; says whether packets wait all the same.

@@ -35,6 +35,10 @@ pub struct ChannelCounters {
     pub failures: AtomicU64,
 }
 
+/// How long to sleep on a full ring whose guest does not say when it has made room, in
+/// milliseconds.
+const ROOM_POLL: i32 = 2;
+
 /// Failures of one channel that are told at level warn: a guest must not fill a log.
 const FAILURES_TOLD: u64 = 8;
 
@@ -188,9 +192,10 @@ impl Sleep {
         Ok(Self { epoll })
     }
 
-    fn wait(&self) -> io::Result<()> {
+    /// Waits for an event, or for `limit` milliseconds where there is one.
+    fn wait(&self, limit: Option<i32>) -> io::Result<()> {
         let mut events = [EpollEvent::default(); 3];
-        match self.epoll.wait(-1, &mut events) {
+        match self.epoll.wait(limit.unwrap_or(-1), &mut events) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
             _ => Ok(()),
         }
@@ -220,7 +225,7 @@ fn serve(
         if stop.asked.load(Ordering::Acquire) {
             break;
         }
-        if let Err(error) = sleep.wait() {
+        if let Err(error) = sleep.wait(channel.must_poll().then_some(ROOM_POLL)) {
             tracing::error!(relid = target.relid, %error, "channel stopped: cannot wait");
             break;
         }

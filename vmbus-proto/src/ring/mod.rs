@@ -49,11 +49,6 @@ pub enum Signal {
 }
 
 impl Signal {
-    /// Needed if either is.
-    pub fn or(self, other: Self) -> Self {
-        if self == Self::Needed { self } else { other }
-    }
-
     /// Whether it is needed.
     pub fn is_needed(self) -> bool {
         self == Self::Needed
