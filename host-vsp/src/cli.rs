@@ -35,7 +35,7 @@ pub enum Command {
 
 const EXIT_CODES: &str = "\
 Exit status:
-  0        the guest powered off
+  0        the guest powered off, be it that SIGTERM asked it to
   1        the machine could not be made or could not go on; one sentence says why
   2        the command line is wrong
   3        the guest was reset, with --on-reset exit
@@ -44,8 +44,11 @@ Exit status:
   2*B+1    the guest wrote byte B to --exit-port
 
 Signals:
-  SIGTERM, SIGINT   stop the guest, close its devices, flush its disks; a second one ends at once
-  SIGUSR1           print all counters to stderr, one line of JSON
+  SIGTERM   ask the guest to shut down, if it has a driver for that; stop it if it has none, does
+            not want to, or takes longer than --shutdown-timeout
+  SIGINT    stop the guest, close its devices, flush its disks; as a SIGTERM after the first does
+  SIGUSR1   print all counters to stderr, one line of JSON
+Any signal but SIGUSR1 to a machine that is being stopped ends the process at once.
 
 A terminal on stdin is the guest's while it runs; Ctrl-] stops the machine.
 HOST_VSP_LOG sets what is logged to stderr (error, warn, info, debug, trace; default warn).";
@@ -103,6 +106,18 @@ pub struct Run {
     /// console has stdio]
     #[arg(long, value_name = "WHERE")]
     pub serial: Option<Serial>,
+
+    /// Offer no integration services: heartbeat, shutdown, time, key-value pairs, backup
+    #[arg(long)]
+    pub no_ic: bool,
+
+    /// Offer no keyboard
+    #[arg(long)]
+    pub no_keyboard: bool,
+
+    /// How long a guest that SIGTERM asks to shut down may take; 0 stops it without asking
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub shutdown_timeout: u64,
 
     /// Which entry of the kernel to take
     #[arg(long, value_enum, default_value_t = Boot::Auto)]

@@ -22,6 +22,7 @@ use crate::boot::{self, Payload, registers};
 use crate::control::Control;
 use crate::counters::Counters;
 use crate::hv::Partition;
+use crate::ic::Clock;
 use crate::kvm::run::Runner;
 use crate::kvm::vm::Vm;
 use crate::kvm::{self, capabilities};
@@ -304,6 +305,11 @@ impl Machine {
     /// The counters.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
+    }
+
+    /// The guest's reference counter and the host's clock.
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        self.vm.clone()
     }
 
     /// A way to influence the machine while it runs.

@@ -1,6 +1,7 @@
 //! The `host-vsp` command.
 
 mod cli;
+mod signals;
 
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::process::ExitCode;
@@ -13,21 +14,24 @@ use host_vsp::boot::Payload;
 use host_vsp::console::{Console, Streams};
 use host_vsp::counters::Snapshot;
 use host_vsp::files::{self, OutputFile};
-use host_vsp::machine::{self, Config, Handle, Machine, Outcome, ResetCause};
+use host_vsp::ic;
+use host_vsp::keyboard::Keyboard;
+use host_vsp::machine::{self, Config, Machine, Outcome, ResetCause};
 use host_vsp::output::Output;
 use host_vsp::platform::Options;
 use host_vsp::serial::Serial;
 use host_vsp::storage::{Controller, RawFile};
-use host_vsp::terminal::{self, GuestTerminal};
+use host_vsp::terminal::GuestTerminal;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use vmbus_proto::guid::Guid;
 
+use signals::{Obedience, SIGNALLED};
+
 const USAGE: u8 = 2;
 const RESET: u8 = 3;
 const TRIPLE_FAULT: u8 = 4;
-const SIGNALLED: u8 = 128;
 
 /// Instance of the storage controller; its disks' names are made from it.
 const CONTROLLER: Guid = Guid::new(0x2a4c_9d11, 0x6f0b, 0x4c57, 0x8e21, 0x0000_0000_0001);
@@ -150,13 +154,32 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
     let console = console.transpose().context("no console")?;
 
     let stopped_by = Arc::new(AtomicI32::new(0));
-    obey(signals, machine.handle(), &stopped_by, stderr.clone())
-        .context("no thread for signals")?;
+    let (services, shutdown) = if options.no_ic {
+        (Vec::new(), None)
+    } else {
+        let (vsps, handles) = ic::Services::new(machine.clock()).context("no timers")?;
+        (vsps, Some(handles.shutdown))
+    };
+    let obedience = Obedience {
+        handle: machine.handle(),
+        shutdown,
+        patience: Duration::from_secs(options.shutdown_timeout),
+        stopped_by: Arc::clone(&stopped_by),
+        stderr: stderr.clone(),
+    };
+    obedience.begin(signals).context("no thread for signals")?;
     if !disks.is_empty() {
         machine.bus().offer(Box::new(controller(disks)?))?;
     }
     if let Some(console) = console {
         machine.bus().offer(Box::new(Console::new(console)))?;
+    }
+    for service in services {
+        machine.bus().offer(service)?;
+    }
+    if !options.no_keyboard {
+        let (vsp, _keyboard) = Keyboard::new().context("no keyboard")?;
+        machine.bus().offer(vsp)?;
     }
     let log = match &serial {
         cli::Serial::Null => None,
@@ -218,32 +241,6 @@ fn controller(disks: Vec<RawFile>) -> anyhow::Result<Controller> {
         controller.attach(lun, disk)?;
     }
     Ok(controller)
-}
-
-/// Has a thread do what signals ask for: stop the machine, or print its counters.
-fn obey(
-    mut signals: Signals,
-    handle: Handle,
-    stopped_by: &Arc<AtomicI32>,
-    mut stderr: Output,
-) -> io::Result<()> {
-    let stopped_by = Arc::clone(stopped_by);
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            for signal in &mut signals {
-                if signal == SIGUSR1 {
-                    let _ = writeln!(stderr, "{}", handle.counters().snapshot().json("now"));
-                } else if stopped_by.swap(signal, Ordering::SeqCst) == 0 {
-                    handle.stop();
-                } else {
-                    // The second one: whatever hangs, this ends.
-                    terminal::restore();
-                    std::process::exit(i32::from(SIGNALLED) + signal);
-                }
-            }
-        })?;
-    Ok(())
 }
 
 /// Carries stdin to COM1 until it ends.
