@@ -31,6 +31,17 @@ impl Disk {
         pattern.fill(&mut self.content[at..at + blocks * BLOCK]);
     }
 
+    /// What it has to hold.
+    pub(crate) fn content(&self) -> &[u8] {
+        &self.content
+    }
+
+    /// From now on it has to hold `bytes` from block `lba` on, whatever they are.
+    pub(crate) fn adopt(&mut self, lba: u64, bytes: &[u8]) {
+        let at = lba as usize * BLOCK;
+        self.content[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
     /// From now on it has to end after `blocks` blocks.
     pub(crate) fn expect_end(&mut self, blocks: u64) {
         self.content.truncate(blocks as usize * BLOCK);

@@ -22,6 +22,7 @@ pub(crate) struct Guest<'a> {
     arguments: Vec<String>,
     cpus: u32,
     log: &'static str,
+    redirections: String,
 }
 
 impl<'a> Guest<'a> {
@@ -34,6 +35,7 @@ impl<'a> Guest<'a> {
             arguments: Vec::new(),
             cpus: 1,
             log: "warn",
+            redirections: String::new(),
         }
     }
 
@@ -66,12 +68,19 @@ impl<'a> Guest<'a> {
         self
     }
 
+    /// Starts it with its streams elsewhere, in the words of a shell.
+    pub(crate) fn redirected(mut self, redirections: &str) -> Self {
+        redirections.clone_into(&mut self.redirections);
+        self
+    }
+
     /// Starts it.
     pub(crate) fn start(self) -> anyhow::Result<Vm> {
         let process = self
             .story
             .l1()
-            .command(&self.story.host_vsp_program()?)
+            .shell(&format!("exec \"$@\" {}", self.redirections))
+            .args(["host-vsp", &self.story.host_vsp_program()?])
             .args(["run", "--kernel", &self.story.guest_kernel()?])
             .args(["--memory", "128M", "--cpus", &self.cpus.to_string()])
             .args(["--serial", "stderr", "--cmdline", &self.command_line])

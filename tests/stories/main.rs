@@ -7,8 +7,10 @@ mod console;
 mod contact;
 mod disk;
 mod disk_refusals;
+mod endings;
 mod flush;
 mod guest;
+mod refusals_of_users;
 mod steady;
 mod storage;
 mod trace;
@@ -26,5 +28,7 @@ fn main() -> ExitCode {
         ("flush", flush::STORIES),
         ("steady", steady::STORIES),
         ("console", console::STORIES),
+        ("refusals_of_users", refusals_of_users::STORIES),
+        ("endings", endings::STORIES),
     ])
 }

@@ -22,8 +22,11 @@ use crate::files::OutputFile;
 /// Most bytes waiting in each direction.
 const LIMIT: usize = 64 * 1024;
 
-/// How long the end of a console waits for its last output to be taken.
+/// How long the end of a console waits for a reader that takes nothing of its last output.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// Most bytes written at a time, so that a slow reader is seen to take some.
+const PIECE: usize = 4096;
 
 /// One stream in, one stream out.
 pub struct Streams {
@@ -42,11 +45,20 @@ struct Queues {
     output: VecDeque<u8>,
     /// The writer has taken bytes that are not written yet.
     writing: bool,
+    /// Pieces written.
+    written: u64,
     /// Output stopped: nobody reads it any more.
     broken: bool,
     /// Somebody wants to know when there is room for output.
     want_room: bool,
     ended: bool,
+}
+
+impl Queues {
+    /// Whether no output waits to be written, or it never will be.
+    fn is_written(&self) -> bool {
+        self.broken || (self.output.is_empty() && !self.writing)
+    }
 }
 
 impl Shared {
@@ -184,15 +196,22 @@ impl Streams {
 
 impl Drop for Streams {
     fn drop(&mut self) {
-        let queues = self.shared.lock();
-        // The last lines of a guest that powers off still matter; a reader that is gone does not.
-        let (mut queues, _) = self
-            .shared
-            .changed
-            .wait_timeout_while(queues, LINGER, |queues| {
-                (queues.writing || !queues.output.is_empty()) && !queues.broken
-            })
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut queues = self.shared.lock();
+        // The last lines of a guest that powers off still matter, as long as somebody takes them.
+        loop {
+            let before = queues.written;
+            let (after, waited) = self
+                .shared
+                .changed
+                .wait_timeout_while(queues, LINGER, |queues| {
+                    !queues.is_written() && queues.written == before
+                })
+                .unwrap_or_else(PoisonError::into_inner);
+            queues = after;
+            if waited.timed_out() || queues.is_written() {
+                break;
+            }
+        }
         queues.ended = true;
         self.shared.changed.notify_all();
     }
@@ -238,7 +257,13 @@ fn write_output(shared: &Shared, mut to: Box<dyn Write + Send>) {
         if want_room {
             shared.notify();
         }
-        let outcome = to.write_all(&bytes).and_then(|()| to.flush());
+        let outcome = bytes.chunks(PIECE).try_for_each(|piece| {
+            to.write_all(piece)?;
+            to.flush()?;
+            shared.lock().written += 1;
+            shared.changed.notify_all();
+            Ok::<_, io::Error>(())
+        });
         let mut queues = shared.lock();
         queues.writing = false;
         if let Err(error) = outcome {
