@@ -6,9 +6,12 @@ use std::str::FromStr;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use host_vsp::api::model::{DiskConfig, PayloadConfig};
 use host_vsp::boot::Protocol;
 use host_vsp::files::Use;
 use host_vsp::machine;
+
+use crate::ctl::Ctl;
 
 /// The console's option, as messages name it.
 pub const CONSOLE: &str = "--console";
@@ -31,6 +34,8 @@ pub enum Command {
     Run(Box<Run>),
     /// Say whether this machine can host, and what to do where it cannot.
     Check,
+    /// Say and change what a running machine does, by its --api-socket.
+    Ctl(Ctl),
 }
 
 const EXIT_CODES: &str = "\
@@ -131,6 +136,10 @@ pub struct Run {
     #[arg(long)]
     pub counters: bool,
 
+    /// Take commands at a Unix socket, from `host-vsp ctl` or as REST calls with JSON bodies
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: Option<PathBuf>,
+
     /// Give the guest a port to bracket a window of time: it writes 1 to begin and 2 to end one,
     /// and the counters of the window go to stderr, one line of JSON
     #[arg(
@@ -162,6 +171,15 @@ impl Run {
             (Some(serial), _) => serial.clone(),
             (None, Some(Console::Stdio)) => Serial::Stderr,
             (None, _) => Serial::Stdio,
+        }
+    }
+
+    /// What the machine boots, as the API tells it.
+    pub fn payload(&self) -> PayloadConfig {
+        PayloadConfig {
+            kernel: self.kernel.clone(),
+            initramfs: self.initrd.clone(),
+            cmdline: self.cmdline.clone(),
         }
     }
 
@@ -245,6 +263,17 @@ pub struct Disk {
     pub path: PathBuf,
     /// The guest must not write to it.
     pub readonly: bool,
+}
+
+impl Disk {
+    /// The same as the API has it.
+    pub fn config(&self) -> DiskConfig {
+        DiskConfig {
+            path: self.path.clone(),
+            readonly: self.readonly,
+            ..DiskConfig::default()
+        }
+    }
 }
 
 impl FromStr for Disk {
@@ -411,7 +440,7 @@ where
     let cli = Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => (error.to_string(), true),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => (
-            "say what to do, `run` or `check`; see host-vsp --help".to_owned(),
+            "say what to do, `run`, `check` or `ctl`; see host-vsp --help".to_owned(),
             false,
         ),
         _ => (sentence(&error.to_string()), false),
@@ -448,7 +477,7 @@ mod tests {
             .command
         {
             Command::Run(run) => *run,
-            Command::Check => panic!("not a check"),
+            other => panic!("{other:?}"),
         }
     }
 

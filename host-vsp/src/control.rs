@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::kvm::ioctls::Kicker;
@@ -144,14 +145,38 @@ impl Control {
         }
     }
 
-    /// Waits until no processor runs, then forgets events that all this has made stale.
+    /// Tells the supervisor something that it answers, and waits for the answer; `None` where the
+    /// run has ended or ends first.
+    pub(crate) fn ask<T>(&self, event: impl FnOnce(Sender<T>) -> Event) -> Option<T> {
+        let (reply, answer) = channel();
+        {
+            let mut state = self.lock();
+            if state.phase == Phase::Ended {
+                return None;
+            }
+            state.events.push_back(event(reply));
+            self.set(&mut state, Phase::Paused);
+        }
+        answer.recv().ok()
+    }
+
+    /// Whether the run has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.lock().phase == Phase::Ended
+    }
+
+    /// Waits until no processor runs.
     pub(crate) fn pause(&self) {
         let mut state = self.lock();
         self.set(&mut state, Phase::Paused);
         while state.waiting < state.threads {
             state = self.block(state);
         }
-        state
+    }
+
+    /// Forgets resets that were asked for before the one that is being done.
+    pub(crate) fn forget_resets(&self) {
+        self.lock()
             .events
             .retain(|event| !matches!(event, Event::Reset(_)));
     }
@@ -164,9 +189,10 @@ impl Control {
         }
     }
 
-    /// Ends all processors' threads.
+    /// Ends all processors' threads. Nobody gets an answer any more.
     pub(crate) fn end(&self) {
         let mut state = self.lock();
         self.set(&mut state, Phase::Ended);
+        state.events.clear();
     }
 }

@@ -1,6 +1,7 @@
 //! Hyper-V synthetic device providers on KVM.
 
 pub mod acpi;
+pub mod api;
 pub mod boot;
 pub mod check;
 pub mod console;
@@ -14,6 +15,7 @@ pub mod keyboard;
 pub mod kvm;
 pub mod layout;
 pub mod machine;
+pub mod manager;
 pub mod memory;
 pub mod output;
 pub mod platform;

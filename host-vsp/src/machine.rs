@@ -13,6 +13,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 
 use kvm_ioctls::Kvm;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -23,6 +24,7 @@ use crate::control::Control;
 use crate::counters::Counters;
 use crate::hv::Partition;
 use crate::ic::Clock;
+use crate::kvm::clocks::StoppedClocks;
 use crate::kvm::run::Runner;
 use crate::kvm::vm::Vm;
 use crate::kvm::{self, capabilities};
@@ -62,6 +64,31 @@ pub enum Error {
     /// The guest can run no further.
     #[error("{0}")]
     Stuck(String),
+}
+
+/// Why a machine was not paused or resumed. The text is a sentence for the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotNow {
+    /// It is paused.
+    #[error("the machine is already paused")]
+    AlreadyPaused,
+    /// It runs.
+    #[error("the machine is not paused")]
+    NotPaused,
+    /// It has ended.
+    #[error("the machine has ended")]
+    Ended,
+}
+
+/// What a machine does now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// It runs.
+    Running,
+    /// It is paused.
+    Paused,
+    /// It has ended.
+    Ended,
 }
 
 /// Why a machine starts again.
@@ -109,6 +136,10 @@ pub enum Event {
     Exit(u8),
     /// The host stops the machine.
     Stop,
+    /// The host pauses the machine.
+    Pause(Sender<Result<(), NotNow>>),
+    /// The host lets a paused machine go on.
+    Resume(Sender<Result<(), NotNow>>),
     /// It cannot go on; the sentence says why.
     Failed(String),
 }
@@ -123,7 +154,7 @@ impl Event {
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The guest powered off.
+    /// The guest, or the host by [`Handle::power_off`], powered off.
     PowerOff,
     /// The guest was reset, and [`OnReset::End`] says that this ends the run.
     Reset(ResetCause),
@@ -214,6 +245,7 @@ pub struct Machine {
     vm: Arc<Vm>,
     /// Whether the kernel has been loaded and not yet run.
     fresh: AtomicBool,
+    paused: Arc<AtomicBool>,
 }
 
 /// A way to influence a machine while it runs.
@@ -221,6 +253,7 @@ pub struct Machine {
 pub struct Handle {
     control: Arc<Control>,
     counters: Arc<Counters>,
+    paused: Arc<AtomicBool>,
 }
 
 impl Handle {
@@ -229,9 +262,44 @@ impl Handle {
         self.control.raise(Event::Stop);
     }
 
-    /// Resets the machine.
+    /// Ends the run as if the guest had powered off.
+    pub fn power_off(&self) {
+        self.control.raise(Event::PowerOff);
+    }
+
+    /// Resets the machine. A paused one stays paused, before its first instruction.
     pub fn reset(&self) {
         self.control.raise(Event::Reset(ResetCause::Host));
+    }
+
+    /// Stops the guest where it is, its clocks and its devices with it. When this returns, nothing
+    /// of it runs, and no transfer touches its memory.
+    ///
+    /// # Errors
+    /// It is paused already, or has ended.
+    pub fn pause(&self) -> Result<(), NotNow> {
+        self.control.ask(Event::Pause).unwrap_or(Err(NotNow::Ended))
+    }
+
+    /// Goes on after [`pause`](Self::pause).
+    ///
+    /// # Errors
+    /// It is not paused, or has ended.
+    pub fn resume(&self) -> Result<(), NotNow> {
+        self.control
+            .ask(Event::Resume)
+            .unwrap_or(Err(NotNow::Ended))
+    }
+
+    /// What the machine does now; one that has not been started counts as running.
+    pub fn state(&self) -> RunState {
+        if self.control.has_ended() {
+            RunState::Ended
+        } else if self.paused.load(Ordering::SeqCst) {
+            RunState::Paused
+        } else {
+            RunState::Running
+        }
     }
 
     /// The machine's counters.
@@ -287,9 +355,15 @@ impl Machine {
             control,
             vm,
             fresh,
+            paused: Arc::default(),
         };
         machine.load()?;
         Ok(machine)
+    }
+
+    /// What it is like.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// The VMBus, to offer devices on.
@@ -317,6 +391,7 @@ impl Machine {
         Handle {
             control: Arc::clone(&self.control),
             counters: Arc::clone(&self.counters),
+            paused: Arc::clone(&self.paused),
         }
     }
 
@@ -368,7 +443,6 @@ impl Machine {
                     });
                 }
             }
-            self.control.resume();
             let outcome = self.supervise();
             self.control.end();
             outcome
@@ -379,7 +453,13 @@ impl Machine {
 
     /// Decides what each event leads to, until one ends the run.
     fn supervise(&self) -> Result<Outcome, Error> {
+        // Where the machine is paused, its clocks.
+        let mut stopped: Option<StoppedClocks> = None;
         loop {
+            self.paused.store(stopped.is_some(), Ordering::SeqCst);
+            if stopped.is_none() {
+                self.control.resume();
+            }
             match self.control.next_event() {
                 Event::PowerOff => return Ok(Outcome::PowerOff),
                 Event::Stop => return Ok(Outcome::Stopped),
@@ -391,11 +471,43 @@ impl Machine {
                 Event::Reset(cause) => {
                     tracing::warn!("{cause}; the machine starts again");
                     self.control.pause();
+                    self.control.forget_resets();
                     self.load()?;
-                    self.control.resume();
+                }
+                Event::Pause(reply) => {
+                    let answer = if stopped.is_some() {
+                        Err(NotNow::AlreadyPaused)
+                    } else {
+                        stopped = Some(self.pause()?);
+                        self.paused.store(true, Ordering::SeqCst);
+                        Ok(())
+                    };
+                    // Whoever asked may have gone.
+                    let _ = reply.send(answer);
+                }
+                Event::Resume(reply) => {
+                    let answer = match stopped.take() {
+                        Some(clocks) => {
+                            self.vm.start_clocks(&clocks)?;
+                            self.bus.resume();
+                            self.paused.store(false, Ordering::SeqCst);
+                            Ok(())
+                        }
+                        None => Err(NotNow::NotPaused),
+                    };
+                    let _ = reply.send(answer);
                 }
             }
         }
+    }
+
+    /// Stops processors, clocks and channels.
+    fn pause(&self) -> Result<StoppedClocks, Error> {
+        self.control.pause();
+        let clocks = self.vm.stop_clocks()?;
+        // Each channel keeps its state as long as its device is there.
+        drop(self.bus.pause());
+        Ok(clocks)
     }
 
     /// The life of processor `vp`'s thread.

@@ -1,6 +1,7 @@
 //! The `host-vsp` command.
 
 mod cli;
+mod ctl;
 mod signals;
 
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use host_vsp::api::Server;
 use host_vsp::boot::Payload;
 use host_vsp::console::{Console, Streams};
 use host_vsp::counters::Snapshot;
@@ -17,24 +19,20 @@ use host_vsp::files::{self, OutputFile};
 use host_vsp::ic;
 use host_vsp::keyboard::Keyboard;
 use host_vsp::machine::{self, Config, Machine, Outcome, ResetCause};
+use host_vsp::manager::{Manager, OpenDisk};
 use host_vsp::output::Output;
 use host_vsp::platform::Options;
 use host_vsp::serial::Serial;
-use host_vsp::storage::{Controller, RawFile};
 use host_vsp::terminal::GuestTerminal;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use vmbus_proto::guid::Guid;
 
 use signals::{Obedience, SIGNALLED};
 
 const USAGE: u8 = 2;
 const RESET: u8 = 3;
 const TRIPLE_FAULT: u8 = 4;
-
-/// Instance of the storage controller; its disks' names are made from it.
-const CONTROLLER: Guid = Guid::new(0x2a4c_9d11, 0x6f0b, 0x4c57, 0x8e21, 0x0000_0000_0001);
 
 /// How long input for COM1 waits for the guest to take some, before it looks again.
 const SERIAL_PATIENCE: Duration = Duration::from_millis(5);
@@ -71,6 +69,13 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         }
+        cli::Command::Ctl(ctl) => match ctl.run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                let _ = writeln!(stderr, "host-vsp: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
         cli::Command::Run(options) => run(&options, &stderr).unwrap_or_else(|error| {
             let _ = writeln!(stderr, "host-vsp: {error:#}");
             ExitCode::FAILURE
@@ -130,10 +135,16 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
     let disks = options
         .disks
         .iter()
-        .map(|disk| RawFile::open(&disk.path, disk.readonly))
+        .map(|disk| OpenDisk::open(disk.config()))
         .collect::<Result<Vec<_>, _>>()?;
+    let socket = options
+        .api_socket
+        .as_deref()
+        .map(Server::bind)
+        .transpose()?;
     let kvm = machine::open_kvm()?;
-    let machine = Machine::new(&kvm, config, payload)?;
+    let machine = Arc::new(Machine::new(&kvm, config, payload)?);
+    let manager = Manager::new(Arc::clone(&machine), options.payload(), None);
     let serial = options.serial();
     let serial_file = match &serial {
         cli::Serial::File(path) => Some(OutputFile::open(cli::SERIAL, path)?),
@@ -168,8 +179,8 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
         stderr: stderr.clone(),
     };
     obedience.begin(signals).context("no thread for signals")?;
-    if !disks.is_empty() {
-        machine.bus().offer(Box::new(controller(disks)?))?;
+    for disk in disks {
+        manager.attach(disk)?;
     }
     if let Some(console) = console {
         machine.bus().offer(Box::new(Console::new(console)))?;
@@ -206,7 +217,13 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
     } else {
         None
     };
+    // Where nobody calls it, the manager goes now: whoever holds the machine keeps it.
+    let api = socket
+        .map(|socket| Server::start(socket, Arc::new(manager)))
+        .transpose()
+        .context("no thread for the API")?;
     let outcome = machine.run();
+    drop(api);
     let counters = machine.counters().snapshot();
     // Devices end here: what they hold back is written.
     drop(machine);
@@ -232,15 +249,6 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
             SIGNALLED.saturating_add(u8::try_from(signal).unwrap_or_default())
         }
     }))
-}
-
-/// The controller with all disks, in the order of the command line.
-fn controller(disks: Vec<RawFile>) -> anyhow::Result<Controller> {
-    let mut controller = Controller::new(CONTROLLER).context("no storage controller")?;
-    for (lun, disk) in (0..=u8::MAX).zip(disks) {
-        controller.attach(lun, disk)?;
-    }
-    Ok(controller)
 }
 
 /// Carries stdin to COM1 until it ends.

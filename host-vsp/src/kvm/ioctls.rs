@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering, fence};
 
 use kvm_bindings::{
     CpuId, KVM_EXIT_HYPERV_HCALL, KVM_EXIT_HYPERV_SYNIC, KVM_HYPERV_EVENTFD_DEASSIGN,
-    KVM_MAX_CPUID_ENTRIES, KVMIO, kvm_cpuid2, kvm_hyperv_eventfd, kvm_run,
-    kvm_userspace_memory_region, kvm_xsave,
+    KVM_MAX_CPUID_ENTRIES, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_cpuid2,
+    kvm_device_attr, kvm_hyperv_eventfd, kvm_run, kvm_userspace_memory_region, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use libc::c_ulong;
@@ -44,6 +44,12 @@ const KVM_GET_SUPPORTED_HV_CPUID: c_ulong = ioctl_expr(
     0xC1,
     size_of::<kvm_cpuid2>() as u32,
 );
+/// Takes a `kvm_device_attr` with the address of a value to read.
+const KVM_SET_DEVICE_ATTR: c_ulong =
+    ioctl_expr(_IOC_WRITE, KVMIO, 0xE1, size_of::<kvm_device_attr>() as u32);
+/// Takes a `kvm_device_attr` with the address of a value to fill.
+const KVM_GET_DEVICE_ATTR: c_ulong =
+    ioctl_expr(_IOC_WRITE, KVMIO, 0xE2, size_of::<kvm_device_attr>() as u32);
 /// Gives a file descriptor.
 const KVM_GET_STATS_FD: c_ulong = ioctl_expr(_IOC_NONE, KVMIO, 0xCE, 0);
 
@@ -161,6 +167,41 @@ pub fn set_xsave(vcpu: &VcpuFd, state: &kvm_xsave) -> Result<(), kvm_ioctls::Err
     // SAFETY: the kernel reads the 4096 bytes of the struct. It reads more only for processors
     // with features that the process has to ask for first, which this one never does.
     unsafe { vcpu.set_xsave(state) }
+}
+
+/// What the processor's TSC is ahead of the host's, modulo 2^64 (Linux 5.16 and later).
+pub fn tsc_offset(vcpu: &VcpuFd) -> io::Result<u64> {
+    let mut offset = 0_u64;
+    let attribute = kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: (&raw mut offset) as u64,
+        flags: 0,
+    };
+    // SAFETY: the argument is the struct that this ioctl reads; the kernel writes the eight bytes
+    // of this attribute to `offset`, which outlives the call.
+    let result = unsafe { ioctl_with_ref(vcpu, KVM_GET_DEVICE_ATTR, &attribute) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(offset)
+}
+
+/// Sets what [`tsc_offset`] reads.
+pub fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> io::Result<()> {
+    let attribute = kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: (&raw const offset) as u64,
+        flags: 0,
+    };
+    // SAFETY: the argument is the struct that this ioctl reads; the kernel reads the eight bytes
+    // of this attribute from `offset`, which outlives the call.
+    let result = unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR, &attribute) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Why a processor left the guest with `KVM_EXIT_HYPERV`.
@@ -340,5 +381,7 @@ mod tests {
         assert_eq!(KVM_HYPERV_EVENTFD, 0x4018_AEBD);
         assert_eq!(KVM_GET_SUPPORTED_HV_CPUID, 0xC008_AEC1);
         assert_eq!(KVM_GET_STATS_FD, 0xAECE);
+        assert_eq!(KVM_SET_DEVICE_ATTR, 0x4018_AEE1);
+        assert_eq!(KVM_GET_DEVICE_ATTR, 0x4018_AEE2);
     }
 }

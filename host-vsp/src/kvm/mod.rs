@@ -5,6 +5,7 @@
 //! asked of the kernel. `unsafe` is in [`ioctls`] alone.
 
 pub mod capabilities;
+pub mod clocks;
 pub mod ioctls;
 mod messages;
 mod moment;

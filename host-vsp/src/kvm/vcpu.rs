@@ -111,6 +111,11 @@ impl Vcpu {
             .ok()
     }
 
+    /// Its TSC now, where it can be read.
+    pub(super) fn tsc(&self) -> Option<u64> {
+        read_msr(&self.lock(), MSR_TSC).map(|entry| entry.data)
+    }
+
     /// Back to the state it was made in.
     pub fn reset(&self) -> Result<(), Error> {
         self.initial.write(&self.lock())

@@ -84,6 +84,8 @@ pub(super) struct Conversation {
     pub(super) answers: VecDeque<Answer>,
     /// Answers of resets, to send when nothing is in flight.
     resets: Vec<Answer>,
+    /// The guest is to look for its disks.
+    enumerate: bool,
 }
 
 /// How far the initialization has come.
@@ -107,6 +109,7 @@ enum Phase {
 struct Saved {
     phase: Phase,
     version: Option<u16>,
+    enumerate: bool,
     /// Transaction ids and packets.
     answers: Vec<(u64, Vec<u8>)>,
 }
@@ -115,6 +118,26 @@ impl Conversation {
     /// Whether requests have to wait until those before them are finished.
     pub(super) fn is_resetting(&self) -> bool {
         !self.resets.is_empty()
+    }
+
+    /// There are other disks than before. A guest that is not yet ready looks for them anyway.
+    pub(super) fn disks_changed(&mut self) {
+        self.enumerate = self.phase == Phase::Ready;
+    }
+
+    /// A packet that tells the guest what it has not asked for.
+    pub(super) fn news(&self) -> Option<Vec<u8>> {
+        let size = self.version?.packet_size();
+        let packet = VstorPacket {
+            flags: 0.into(),
+            ..VstorPacket::request(Operation::EnumerateBus)
+        };
+        self.enumerate.then(|| packet.wire_bytes(size).to_vec())
+    }
+
+    /// It is in the ring.
+    pub(super) fn news_sent(&mut self) {
+        self.enumerate = false;
     }
 
     /// Nothing is in flight any more: resets are done.
@@ -195,6 +218,7 @@ impl Conversation {
         let saved = Saved {
             phase: self.phase,
             version: self.version.map(|version| version as u16),
+            enumerate: self.enumerate,
             answers: answers
                 .map(|answer| (answer.transaction_id, answer.payload().to_vec()))
                 .collect(),
@@ -227,6 +251,7 @@ impl Conversation {
             version,
             answers: answers.ok_or("an answer has a wrong length")?,
             resets: Vec::new(),
+            enumerate: saved.enumerate,
         })
     }
 }

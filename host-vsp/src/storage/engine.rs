@@ -201,6 +201,11 @@ impl<T: Send + 'static> Engine<T> {
         self.shared.event.as_raw_fd()
     }
 
+    /// Another descriptor of it, to make it readable from elsewhere.
+    pub(super) fn waker(&self) -> io::Result<EventFd> {
+        self.shared.event.try_clone()
+    }
+
     /// Makes the event unreadable; results that come later make it readable again.
     pub(super) fn clear_event(&self) {
         // Not blocking, and an event that is not set is no error.

@@ -14,6 +14,7 @@ pub mod backend;
 mod buffer;
 mod conversation;
 mod engine;
+mod handle;
 mod identity;
 mod incoming;
 mod scsi;
@@ -23,6 +24,7 @@ mod vsp;
 
 pub use backend::{Backend, OpenError, RawFile};
 pub use buffer::{BufferError, GuestBuffer};
+pub use handle::{ChangeError, ControllerHandle};
 pub use vsp::{AttachError, Controller, Disk, MAX_IN_FLIGHT, MAX_LUNS};
 
 /// Bytes of a logical block, of every disk.

@@ -19,6 +19,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use vmbus_proto::guid::Guid;
 use vmbus_proto::message::OfferChannel;
 use vmbus_proto::packet::Outgoing;
@@ -28,9 +29,9 @@ use vmbus_proto::storvsp::SCSI_CLASS;
 use super::backend::Backend;
 use super::conversation::{Conversation, Request};
 use super::engine::{Engine, Finished, Job};
-use super::identity::Identity;
+use super::handle::{ControllerHandle, Shared};
 use super::incoming::Incoming;
-use super::scsi::{Outcome, Step, Target, Transfer, Unit};
+use super::scsi::{Outcome, Step, Transfer};
 use crate::vmbus::channel::{Channel, ChannelError};
 use crate::vsp::{StateError, Vsp, plain_offer};
 
@@ -48,7 +49,7 @@ const LONGEST_PACKET: usize = u16::MAX as usize * 8;
 
 /// A disk to attach to a controller.
 pub struct Disk {
-    backend: Arc<dyn Backend>,
+    pub(super) backend: Arc<dyn Backend>,
 }
 
 impl Disk {
@@ -73,18 +74,25 @@ pub enum AttachError {
     #[error("a controller has no LUN {0}: use one from 0 to 63")]
     NoSuchLun(u8),
     /// The LUN has a disk.
-    #[error("LUN {0} already has a disk: use another one")]
+    #[error("LUN {0} already has a disk, or a guest still believes so: use another one")]
     InUse(u8),
 }
 
 /// A SCSI controller with its disks.
 pub struct Controller {
-    instance: Guid,
-    target: Target,
+    shared: Arc<Shared>,
     engine: Engine<(Request, Transfer)>,
     /// Where packets are copied to.
     packet: Vec<u8>,
     conversation: Conversation,
+}
+
+/// A controller's state as bytes.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    conversation: Vec<u8>,
+    /// What the guest has not been told of its disks.
+    news: (Vec<u8>, Vec<u8>),
 }
 
 impl Controller {
@@ -94,29 +102,26 @@ impl Controller {
     /// # Errors
     /// The system has no threads or eventfd for it.
     pub fn new(instance: Guid) -> io::Result<Self> {
+        let engine = Engine::new()?;
         Ok(Self {
-            instance,
-            target: Target::default(),
-            engine: Engine::new()?,
+            shared: Arc::new(Shared::new(instance, engine.waker()?)),
+            engine,
             packet: vec![0; LONGEST_PACKET],
             conversation: Conversation::default(),
         })
     }
 
-    /// Puts a disk at `lun`. Guests look for disks when they open the channel.
+    /// Puts a disk at `lun`.
     ///
     /// # Errors
-    /// There is no such LUN, or it has a disk.
+    /// There is no such LUN, or it is not free.
     pub fn attach(&mut self, lun: u8, disk: impl Into<Disk>) -> Result<(), AttachError> {
-        if lun >= MAX_LUNS {
-            return Err(AttachError::NoSuchLun(lun));
-        }
-        let backend = disk.into().backend;
-        let identity = Identity::new(self.instance, lun);
-        if !self.target.insert(lun, Unit { backend, identity }) {
-            return Err(AttachError::InUse(lun));
-        }
-        Ok(())
+        self.disks().attach(lun, disk)
+    }
+
+    /// The controller's disks, to be changed while it serves a guest.
+    pub fn disks(&self) -> ControllerHandle {
+        ControllerHandle(Arc::clone(&self.shared))
     }
 
     /// Turns results into answers; says how many requests are still in flight.
@@ -149,7 +154,7 @@ impl Controller {
         };
         let srb = request.packet.srb();
         let step = match buffer {
-            Ok(buffer) => self.target.start(&srb, buffer),
+            Ok(buffer) => self.shared.target().start(&srb, buffer),
             Err(outcome) => Step::Done(outcome),
         };
         match step {
@@ -187,6 +192,17 @@ impl Controller {
                 Err(SendError::Corrupt(corrupt)) => return Err(corrupt.into()),
             }
         }
+        if let Some(news) = self.conversation.news() {
+            // Transaction id 0: the guest asked nothing, and does not answer.
+            match channel.send(&Outgoing::in_band(0, &news, false)) {
+                Ok(()) => self.conversation.news_sent(),
+                Err(SendError::Full) => return Ok(false),
+                Err(SendError::TooLong) => {
+                    return Err(ChannelError::Protocol("the ring is too small for a packet"));
+                }
+                Err(SendError::Corrupt(corrupt)) => return Err(corrupt.into()),
+            }
+        }
         Ok(true)
     }
 }
@@ -196,23 +212,27 @@ impl Drop for Controller {
     /// fails after it.
     fn drop(&mut self) {
         self.engine.wait_idle();
-        self.target.flush_all();
+        self.shared.target().flush_all();
     }
 }
 
 impl Vsp for Controller {
     fn offer(&self) -> OfferChannel {
-        plain_offer(SCSI_CLASS, self.instance)
+        plain_offer(SCSI_CLASS, self.shared.instance())
     }
 
     fn opened(&mut self) {
         self.engine.wait_idle();
         drop(self.engine.take_finished());
         self.conversation = Conversation::default();
+        self.shared.forget();
     }
 
     fn service(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
         self.engine.clear_event();
+        if self.shared.take_changed() {
+            self.conversation.disks_changed();
+        }
         let memory = Arc::clone(channel.memory());
         for _ in 0..BATCH {
             let in_flight = self.collect();
@@ -250,19 +270,31 @@ impl Vsp for Controller {
     fn quiesce(&mut self) {
         self.engine.wait_idle();
         self.collect();
+        // Part of the state, from here on.
+        if self.shared.take_changed() {
+            self.conversation.disks_changed();
+        }
     }
 
     fn save(&self) -> Vec<u8> {
-        self.conversation.save()
+        let saved = Saved {
+            conversation: self.conversation.save(),
+            news: self.shared.target().news(),
+        };
+        // Numbers and bytes cannot fail to serialize into memory.
+        postcard::to_stdvec(&saved).unwrap_or_default()
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
-        let conversation = Conversation::load(state).map_err(|reason| StateError {
+        let bad = |reason| StateError {
             device: "the storage controller",
             reason,
-        })?;
+        };
+        let saved: Saved = postcard::from_bytes(state).map_err(|error| bad(error.to_string()))?;
+        let conversation = Conversation::load(&saved.conversation).map_err(bad)?;
         self.opened();
         self.conversation = conversation;
+        self.shared.target().restore_news(saved.news);
         Ok(())
     }
 }

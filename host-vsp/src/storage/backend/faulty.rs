@@ -169,6 +169,10 @@ impl Backend for FaultyBackend {
         self.inner.size()
     }
 
+    fn resize(&self, size: u64) -> io::Result<()> {
+        self.inner.resize(size)
+    }
+
     fn read_only(&self) -> bool {
         self.inner.read_only()
     }

@@ -18,8 +18,21 @@ use vm_memory::VolatileSlice;
 /// [`size`](Self::size); buffers are guest memory in any number of pieces of any length and
 /// alignment, which together are as long as the transfer.
 pub trait Backend: Send + Sync {
-    /// Size in bytes: a multiple of [`BLOCK_SIZE`](super::BLOCK_SIZE), not 0.
+    /// Size in bytes: a multiple of [`BLOCK_SIZE`](super::BLOCK_SIZE), not 0. It never shrinks.
     fn size(&self) -> u64;
+
+    /// Makes the disk larger, to `size` bytes; what is new reads as zeros. Called while others read
+    /// and write.
+    ///
+    /// # Errors
+    /// It cannot have that size; the text is a sentence for the user.
+    fn resize(&self, size: u64) -> io::Result<()> {
+        let _ = size;
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "this kind of disk keeps its size",
+        ))
+    }
 
     /// Whether writes are refused.
     fn read_only(&self) -> bool;

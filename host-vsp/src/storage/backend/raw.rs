@@ -14,8 +14,8 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek as _, SeekFrom};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::fs::FallocateFlags;
 use vm_memory::VolatileSlice;
@@ -31,7 +31,9 @@ use crate::storage::BLOCK_SIZE;
 #[derive(Debug)]
 pub struct RawFile {
     file: File,
-    size: u64,
+    size: AtomicU64,
+    /// Held while the size changes.
+    resizing: Mutex<()>,
     read_only: bool,
     is_regular: bool,
     /// Whether holes can be punched; found out when a guest asks, since it counts as a change of
@@ -148,7 +150,8 @@ impl RawFile {
         }
         Ok(Self {
             file,
-            size: size.saturating_sub(rest),
+            size: AtomicU64::new(size.saturating_sub(rest)),
+            resizing: Mutex::new(()),
             read_only,
             is_regular: kind.is_file(),
             can_unmap: OnceLock::new(),
@@ -186,7 +189,34 @@ fn can_punch(file: &File, end: u64) -> bool {
 
 impl Backend for RawFile {
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn resize(&self, size: u64) -> io::Result<()> {
+        let refuse = |reason: String| Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        let _resizing = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.size();
+        if !size.is_multiple_of(BLOCK_SIZE) {
+            return refuse(format!(
+                "a disk's size is a multiple of {BLOCK_SIZE} bytes, which {size} is not"
+            ));
+        }
+        if size < now {
+            return refuse(format!(
+                "the disk has {now} bytes and cannot be cut to {size}: what is in the rest would \
+                 be lost"
+            ));
+        }
+        if self.is_regular && self.read_only && size > now {
+            return refuse("the disk is read-only, so it keeps its size".into());
+        }
+        if self.is_regular && !self.read_only {
+            self.file.set_len(size)?;
+        } else if (&self.file).seek(SeekFrom::End(0))? < size {
+            return refuse("the block device is not that large: make it larger first".into());
+        }
+        self.size.store(size, Ordering::Release);
+        Ok(())
     }
 
     fn read_only(&self) -> bool {
@@ -195,7 +225,7 @@ impl Backend for RawFile {
 
     fn can_unmap(&self) -> bool {
         // `size` may be short of the file's end by a part of a block.
-        let end = self.size.saturating_add(BLOCK_SIZE);
+        let end = self.size().saturating_add(BLOCK_SIZE);
         *self
             .can_unmap
             .get_or_init(|| !self.read_only && self.is_regular && can_punch(&self.file, end))

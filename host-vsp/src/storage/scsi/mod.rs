@@ -12,7 +12,7 @@
 
 mod responses;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -35,12 +35,27 @@ pub(super) const MAX_UNMAP_DESCRIPTORS: usize = 256;
 #[derive(Default)]
 pub(super) struct Target {
     units: BTreeMap<u8, Unit>,
+    /// LUNs that had a disk, which the guest may not have missed yet.
+    gaps: BTreeSet<u8>,
 }
 
 /// One disk.
 pub(super) struct Unit {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) identity: Identity,
+    /// What the guest has to be told instead of the next command's result.
+    attention: Option<Sense>,
+}
+
+impl Unit {
+    /// A disk with nothing to tell.
+    pub(super) fn new(backend: Arc<dyn Backend>, identity: Identity) -> Self {
+        Self {
+            backend,
+            identity,
+            attention: None,
+        }
+    }
 }
 
 /// What became of a request.
@@ -137,11 +152,65 @@ impl Transfer {
 impl Target {
     /// Adds a disk; says whether the LUN was free.
     pub(super) fn insert(&mut self, lun: u8, unit: Unit) -> bool {
-        if self.units.contains_key(&lun) {
-            return false;
+        let is_free = self.is_free(lun);
+        if is_free {
+            self.units.insert(lun, unit);
         }
-        self.units.insert(lun, unit);
-        true
+        is_free
+    }
+
+    /// Whether a LUN has no disk, and a guest knows.
+    pub(super) fn is_free(&self, lun: u8) -> bool {
+        !self.units.contains_key(&lun) && !self.gaps.contains(&lun)
+    }
+
+    /// Removes a disk.
+    pub(super) fn remove(&mut self, lun: u8) -> Option<Unit> {
+        let unit = self.units.remove(&lun)?;
+        self.gaps.insert(lun);
+        Some(unit)
+    }
+
+    /// The blocks of a disk.
+    pub(super) fn backend(&self, lun: u8) -> Option<Arc<dyn Backend>> {
+        self.units.get(&lun).map(|unit| Arc::clone(&unit.backend))
+    }
+
+    /// The disk has another size; says whether it is still there.
+    pub(super) fn capacity_changed(&mut self, lun: u8, backend: &Arc<dyn Backend>) -> bool {
+        match self.units.get_mut(&lun) {
+            Some(unit) if Arc::ptr_eq(&unit.backend, backend) => {
+                unit.attention = Some(Sense::CAPACITY_CHANGED);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// There is a guest that knows nothing yet.
+    pub(super) fn forget(&mut self) {
+        self.gaps.clear();
+        for unit in self.units.values_mut() {
+            unit.attention = None;
+        }
+    }
+
+    /// What the guest has not been told yet: LUNs of disks whose size has changed, and gaps.
+    pub(super) fn news(&self) -> (Vec<u8>, Vec<u8>) {
+        let grown = self.units.iter();
+        let grown = grown.filter(|(_, unit)| unit.attention.is_some());
+        let grown = grown.map(|(&lun, _)| lun).collect();
+        (grown, self.gaps.iter().copied().collect())
+    }
+
+    /// Takes up what [`news`](Self::news) gave.
+    pub(super) fn restore_news(&mut self, (grown, gaps): (Vec<u8>, Vec<u8>)) {
+        for lun in grown {
+            if let Some(unit) = self.units.get_mut(&lun) {
+                unit.attention = Some(Sense::CAPACITY_CHANGED);
+            }
+        }
+        self.gaps = gaps.into_iter().collect();
     }
 
     /// Makes all that was written durable, waiting for it.
@@ -156,17 +225,34 @@ impl Target {
     }
 
     /// Begins the command in `srb`, whose data is in or goes to `buffer`.
-    pub(super) fn start(&self, srb: &Srb, buffer: GuestBuffer) -> Step {
+    pub(super) fn start(&mut self, srb: &Srb, buffer: GuestBuffer) -> Step {
         let Some(cdb) = srb.cdb() else {
             return Step::Done(Outcome::invalid());
         };
         let here = srb.path_id == 0 && srb.target_id == 0;
-        let unit = if here { self.units.get(&srb.lun) } else { None };
-        let cdb = match (Cdb::parse(cdb), unit) {
+        let mut unit = if here {
+            self.units.get_mut(&srb.lun)
+        } else {
+            None
+        };
+        let cdb = match (Cdb::parse(cdb), &mut unit) {
             (Ok(cdb), _) => cdb,
             (Err(error), Some(_)) => return Step::Done(Outcome::check(error.into())),
             (Err(_), None) => return Step::Done(Outcome::no_unit()),
         };
+        // These work whatever there is to tell, and do not tell it (SAM-5 5.14).
+        let is_inquiry = matches!(cdb, Cdb::Inquiry { .. } | Cdb::ReportLuns { .. });
+        if let Some(unit) = &mut unit
+            && !is_inquiry
+            && !matches!(cdb, Cdb::RequestSense { .. })
+            && let Some(sense) = unit.attention.take()
+        {
+            return Step::Done(Outcome::check(sense));
+        }
+        if unit.is_none() && here && !is_inquiry {
+            // The guest learns it now.
+            self.gaps.remove(&srb.lun);
+        }
         let request = Request { srb, buffer };
         match (cdb, unit) {
             (

@@ -145,6 +145,32 @@ impl Guest {
         Some(answer)
     }
 
+    /// Takes a packet that answers nothing: transaction id and content.
+    pub(super) fn take_news(&mut self) -> Option<(u64, VstorPacket)> {
+        let mut buffer = [0; 256];
+        let packet = self.to_guest.receive(&mut buffer).unwrap()?;
+        assert!(matches!(packet.kind, PacketKind::InBand), "{packet:?}");
+        let news = (
+            packet.transaction_id,
+            VstorPacket::parse(packet.payload).unwrap(),
+        );
+        let _ = self.to_guest.commit().unwrap();
+        Some(news)
+    }
+
+    /// Fills the ring to the guest with answers, as far as they fit; how many those are.
+    pub(super) fn fill(&mut self, srb: &Srb) -> usize {
+        // A packet, its header and its trailer.
+        const ANSWER: usize = 64 + 16 + 8;
+        let room = ((self.rings[1].len() - 1) * 4096 - 8) / ANSWER;
+        for _ in 0..room {
+            let id = self.id();
+            assert!(self.put_srb(id, srb, &[]));
+            self.serve();
+        }
+        room
+    }
+
     /// Serves until `count` answers have come, each a whole packet.
     pub(super) fn answers(&mut self, count: usize) -> Vec<(u64, VstorPacket)> {
         let mut answers = Vec::new();

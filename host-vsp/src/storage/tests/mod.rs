@@ -3,6 +3,7 @@
 mod conversation;
 mod fdatasync;
 mod guest;
+mod hotplug;
 mod lies;
 mod target;
 mod truths;

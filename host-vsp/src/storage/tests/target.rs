@@ -1,5 +1,6 @@
 //! The SCSI target without a channel: what it says of itself.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -15,25 +16,19 @@ use crate::storage::identity::Identity;
 use crate::storage::scsi::{Outcome, Step, Target, Unit};
 
 /// Disks at LUNs 0 and 5.
-fn target(backend: impl Backend + 'static) -> Target {
+fn target(backend: impl Backend + 'static) -> RefCell<Target> {
     let backend: Arc<dyn Backend> = Arc::new(backend);
     let mut target = Target::default();
     for lun in [0, 5] {
         let identity = Identity::new(INSTANCE, lun);
-        assert!(target.insert(
-            lun,
-            Unit {
-                backend: Arc::clone(&backend),
-                identity
-            }
-        ));
+        assert!(target.insert(lun, Unit::new(Arc::clone(&backend), identity)));
     }
-    target
+    RefCell::new(target)
 }
 
 /// Runs a command that needs no transfer, with a buffer of `length` bytes, and returns the data
 /// that came.
-fn run_srb(target: &Target, srb: &Srb) -> (Outcome, Vec<u8>) {
+fn run_srb(target: &RefCell<Target>, srb: &Srb) -> (Outcome, Vec<u8>) {
     let memory: Arc<dyn GuestMemory> =
         Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 8192)]).unwrap());
     let length = srb.data_transfer_length.get();
@@ -44,7 +39,7 @@ fn run_srb(target: &Target, srb: &Srb) -> (Outcome, Vec<u8>) {
     writer.pfn(1).unwrap();
     let ranges = GpaRanges::parse(1, writer.finish()).unwrap();
     let buffer = GuestBuffer::new(Arc::clone(&memory), ranges, length as usize).unwrap();
-    let Step::Done(outcome) = target.start(srb, buffer) else {
+    let Step::Done(outcome) = target.borrow_mut().start(srb, buffer) else {
         panic!("it began a transfer");
     };
     let mut data = vec![0; outcome.moved as usize];
@@ -52,20 +47,20 @@ fn run_srb(target: &Target, srb: &Srb) -> (Outcome, Vec<u8>) {
     (outcome, data)
 }
 
-fn run(target: &Target, lun: u8, cdb: Cdb, length: u32) -> (Outcome, Vec<u8>) {
+fn run(target: &RefCell<Target>, lun: u8, cdb: Cdb, length: u32) -> (Outcome, Vec<u8>) {
     run_srb(
         target,
         &Srb::request(lun, cdb.to_bytes().as_slice(), DATA_IN, length),
     )
 }
 
-fn good(target: &Target, lun: u8, cdb: Cdb) -> Vec<u8> {
+fn good(target: &RefCell<Target>, lun: u8, cdb: Cdb) -> Vec<u8> {
     let (outcome, data) = run(target, lun, cdb, 1000);
     assert_eq!(outcome, Outcome::good(data.len() as u32), "{cdb:?}");
     data
 }
 
-fn page(target: &Target, lun: u8, page: u8) -> Vec<u8> {
+fn page(target: &RefCell<Target>, lun: u8, page: u8) -> Vec<u8> {
     let data = good(
         target,
         lun,

@@ -1,0 +1,183 @@
+//! What goes over the API's socket: JSON bodies, in the shape Cloud Hypervisor's users know.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::counters::Snapshot;
+
+/// Who answers: body of `vmm.ping`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Ping {
+    /// Version of `host-vsp`.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+}
+
+impl Ping {
+    /// This process.
+    pub fn here() -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+        }
+    }
+}
+
+/// What the machine does now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum State {
+    /// It runs.
+    Running,
+    /// It is paused.
+    Paused,
+    /// It has ended.
+    Shutdown,
+}
+
+/// Body of `vm.info`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmInfo {
+    /// What it is made of, now.
+    pub config: VmConfig,
+    /// What it does now.
+    pub state: State,
+    /// Guest memory in bytes.
+    pub memory_actual_size: u64,
+}
+
+/// What a machine is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmConfig {
+    /// Its processors.
+    pub cpus: CpusConfig,
+    /// Its memory.
+    pub memory: MemoryConfig,
+    /// What it boots.
+    pub payload: PayloadConfig,
+    /// Its disks, in the order of controllers and LUNs.
+    pub disks: Vec<Disk>,
+}
+
+/// Processors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CpusConfig {
+    /// How many there are at boot, and ever.
+    pub boot_vcpus: u32,
+}
+
+/// Memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MemoryConfig {
+    /// In bytes.
+    pub size: u64,
+}
+
+/// What a machine boots.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PayloadConfig {
+    /// File with the kernel.
+    #[schema(value_type = String)]
+    pub kernel: PathBuf,
+    /// File with the initial RAM disk.
+    #[schema(value_type = Option<String>)]
+    pub initramfs: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+}
+
+/// A disk that is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Disk {
+    /// Its name, for `vm.remove-device` and `vm.resize-disk`.
+    pub id: String,
+    /// The name of its controller.
+    pub controller: String,
+    /// Its LUN there.
+    pub lun: u8,
+    /// Image or block device.
+    #[schema(value_type = String)]
+    pub path: PathBuf,
+    /// Whether the guest must not write to it.
+    pub readonly: bool,
+    /// In bytes.
+    pub size: u64,
+}
+
+/// Body of `vm.add-disk`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Image or block device.
+    #[schema(value_type = String)]
+    pub path: PathBuf,
+    /// The guest must not write to it.
+    #[serde(default)]
+    pub readonly: bool,
+    /// Its name; by default `disk` and a number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The controller it is put on, `scsi` and a number; made where it is not there yet. By
+    /// default `scsi0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub controller: Option<String>,
+}
+
+/// Body of `vm.remove-device`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveDevice {
+    /// A disk, or a controller with all its disks.
+    pub id: String,
+}
+
+/// Body of `vm.resize-disk`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeDisk {
+    /// The disk.
+    pub id: String,
+    /// Its new size in bytes, not less than it has.
+    pub desired_size: u64,
+}
+
+/// Body of `vm.counters`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Counters {
+    /// Seconds since the machine was made.
+    pub elapsed_seconds: f64,
+    /// Returns from `KVM_RUN`: userspace exits.
+    pub returns_total: u64,
+    /// Returns from `KVM_RUN` by reason.
+    pub returns: BTreeMap<String, u64>,
+    /// Counters of devices.
+    pub devices: BTreeMap<String, u64>,
+    /// KVM's statistics, summed over the processors; empty where the kernel has none.
+    pub kvm: BTreeMap<String, u64>,
+}
+
+impl From<Snapshot> for Counters {
+    fn from(snapshot: Snapshot) -> Self {
+        Self {
+            elapsed_seconds: snapshot.elapsed.as_secs_f64(),
+            returns_total: snapshot.returns_total,
+            returns: snapshot
+                .returns
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+            devices: snapshot.devices,
+            kvm: snapshot.kvm,
+        }
+    }
+}
+
+/// Body of every answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// A sentence: what is wrong, and what to do.
+    pub error: String,
+}

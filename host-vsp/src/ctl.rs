@@ -1,0 +1,196 @@
+//! `host-vsp ctl`: the API by hand.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use host_vsp::api::client::{CallError, call};
+use host_vsp::api::model::{Disk, DiskConfig, RemoveDevice, ResizeDisk, VmInfo};
+use hyper::Method;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::cli::{self, Size};
+
+/// Options of `ctl`.
+#[derive(Debug, Args)]
+pub struct Ctl {
+    /// The socket that the machine was given as --api-socket
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: PathBuf,
+
+    /// Print answers as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// What to do
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What to do with a machine.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Say what the machine is and does
+    Info,
+    /// Print all counters
+    Counters,
+    /// Stop the machine where it is
+    Pause,
+    /// Let a paused machine go on
+    Resume,
+    /// Ask the guest to shut down; where it cannot be asked, power off
+    Shutdown,
+    /// End the machine without asking the guest
+    PowerOff,
+    /// Ask the guest to restart; where it cannot be asked, reset
+    Reboot,
+    /// Reset the machine without asking the guest
+    Reset,
+    /// Add a disk while the machine runs
+    AddDisk {
+        /// The image or block device, and how it is used
+        #[arg(value_name = "path=FILE[,readonly=on]")]
+        disk: cli::Disk,
+        /// Its name [default: disk and a number]
+        #[arg(long)]
+        id: Option<String>,
+        /// The controller it is put on, scsi0 to scsi7 [default: scsi0]
+        #[arg(long)]
+        controller: Option<String>,
+    },
+    /// Remove a disk, or a controller with its disks
+    RemoveDevice {
+        /// Its name, as `info` tells it
+        id: String,
+    },
+    /// Make a disk larger
+    ResizeDisk {
+        /// Its name, as `info` tells it
+        id: String,
+        /// Its new size, with a unit of K, M, G or T
+        size: Size,
+    },
+}
+
+impl Ctl {
+    /// Does it, and prints what there is to see.
+    pub fn run(&self) -> anyhow::Result<()> {
+        let answer = self.call()?;
+        let mut stdout = io::stdout().lock();
+        // A reader that has seen enough is no error.
+        let _ = match (&self.action, &answer) {
+            (_, Value::Null) => Ok(()),
+            _ if self.json => writeln!(stdout, "{answer}"),
+            (Action::Info, _) => write!(stdout, "{}", describe(&serde_json::from_value(answer)?)),
+            (Action::AddDisk { .. }, _) => {
+                let disk: Disk = serde_json::from_value(answer)?;
+                writeln!(stdout, "{}", disk.id)
+            }
+            _ => {
+                let mut lines = String::new();
+                flatten("", &answer, &mut lines);
+                write!(stdout, "{lines}")
+            }
+        };
+        Ok(())
+    }
+
+    fn call(&self) -> Result<Value, CallError> {
+        let get = |name| call(&self.api_socket, Method::GET, name, None::<&()>);
+        let put = |name| call(&self.api_socket, Method::PUT, name, None::<&()>);
+        match &self.action {
+            Action::Info => get("vm.info"),
+            Action::Counters => get("vm.counters"),
+            Action::Pause => put("vm.pause"),
+            Action::Resume => put("vm.resume"),
+            Action::Shutdown => put("vm.shutdown"),
+            Action::PowerOff => put("vm.power-off"),
+            Action::Reboot => put("vm.reboot"),
+            Action::Reset => put("vm.reset"),
+            Action::AddDisk {
+                disk,
+                id,
+                controller,
+            } => {
+                // The machine may be in another directory.
+                let path = std::path::absolute(&disk.path).unwrap_or_else(|_| disk.path.clone());
+                let config = DiskConfig {
+                    path,
+                    readonly: disk.readonly,
+                    id: id.clone(),
+                    controller: controller.clone(),
+                };
+                self.put_body("vm.add-disk", &config)
+            }
+            Action::RemoveDevice { id } => {
+                self.put_body("vm.remove-device", &RemoveDevice { id: id.clone() })
+            }
+            Action::ResizeDisk { id, size } => {
+                let resize = ResizeDisk {
+                    id: id.clone(),
+                    desired_size: size.0,
+                };
+                self.put_body("vm.resize-disk", &resize)
+            }
+        }
+    }
+
+    fn put_body(&self, name: &str, body: &impl Serialize) -> Result<Value, CallError> {
+        call(&self.api_socket, Method::PUT, name, Some(body))
+    }
+}
+
+/// What a person wants to know of a machine.
+fn describe(info: &VmInfo) -> String {
+    let config = &info.config;
+    let mut text = format!(
+        "state    {:?}\ncpus     {}\nmemory   {}\nkernel   {}\n",
+        info.state,
+        config.cpus.boot_vcpus,
+        Size(info.memory_actual_size),
+        config.payload.kernel.display(),
+    );
+    for disk in &config.disks {
+        text.push_str(&format!(
+            "disk     {} at {} LUN {}: {} bytes{}, {}\n",
+            disk.id,
+            disk.controller,
+            disk.lun,
+            disk.size,
+            if disk.readonly { ", read-only" } else { "" },
+            disk.path.display(),
+        ));
+    }
+    text
+}
+
+/// One line for each number: the names on the way to it, and the value.
+fn flatten(prefix: &str, value: &Value, lines: &mut String) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let dot = if prefix.is_empty() { "" } else { "." };
+                flatten(&format!("{prefix}{dot}{name}"), value, lines);
+            }
+        }
+        _ => lines.push_str(&format!("{prefix:40} {value}\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_has_a_line() {
+        let mut lines = String::new();
+        let value = serde_json::json!({"total": 7, "kvm": {"exits": 3}});
+        flatten("", &value, &mut lines);
+        let words: Vec<Vec<&str>> = lines
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(words, [["kvm.exits", "3"], ["total", "7"]]);
+    }
+}

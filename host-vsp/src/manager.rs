@@ -1,0 +1,385 @@
+//! A machine with names for its devices: what the API does to it.
+//!
+//! Disks have names (`disk0`) and places: a controller (`scsi0`) and a LUN there. A controller is
+//! offered to the guest when it gets its first disk and stays until it is removed by name.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use vmbus_proto::guid::Guid;
+
+use crate::api::model::{
+    Counters, CpusConfig, Disk, DiskConfig, MemoryConfig, PayloadConfig, State, VmConfig, VmInfo,
+};
+use crate::api::{Error, Vm};
+use crate::ic::{Services, ShutdownKind};
+use crate::machine::{Machine, RunState};
+use crate::storage::{AttachError, ChangeError, Controller, ControllerHandle, RawFile};
+use crate::vmbus::DeviceId;
+
+/// Controllers of a machine: `scsi0` to `scsi7`.
+const MAX_CONTROLLERS: u16 = 8;
+
+/// The controller of a disk that names none.
+const FIRST_CONTROLLER: &str = "scsi0";
+
+/// How long a guest may take to say that it will shut down.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A disk that is open and not yet attached.
+pub struct OpenDisk {
+    config: DiskConfig,
+    file: RawFile,
+}
+
+impl OpenDisk {
+    /// Opens the image.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn open(config: DiskConfig) -> Result<Self, Error> {
+        let file = RawFile::open(&config.path, config.readonly)
+            .map_err(|error| Error::BadRequest(error.to_string()))?;
+        Ok(Self { config, file })
+    }
+}
+
+/// A machine and its disks by name.
+pub struct Manager {
+    machine: Arc<Machine>,
+    payload: PayloadConfig,
+    services: Option<Services>,
+    devices: Mutex<Devices>,
+}
+
+#[derive(Default)]
+struct Devices {
+    /// By number: `scsi` and the number is the name.
+    controllers: BTreeMap<u16, Place>,
+    disks: BTreeMap<String, Attached>,
+}
+
+/// A controller on the bus.
+struct Place {
+    device: DeviceId,
+    handle: ControllerHandle,
+}
+
+struct Attached {
+    controller: u16,
+    lun: u8,
+    path: PathBuf,
+    readonly: bool,
+}
+
+fn controller_name(number: u16) -> String {
+    format!("scsi{number}")
+}
+
+fn controller_number(name: &str) -> Option<u16> {
+    let number = name.strip_prefix("scsi")?.parse().ok()?;
+    // One name for each: not `scsi00`.
+    (number < MAX_CONTROLLERS && controller_name(number) == name).then_some(number)
+}
+
+/// Instance of a controller: disks' names for the guest are made from it, so it stays the same.
+fn instance(number: u16) -> Guid {
+    Guid::new(0x2a4c_9d11, 0x6f0b, 0x4c57, 0x8e21, 1 + u64::from(number))
+}
+
+impl Manager {
+    /// Manages `machine`, which boots `payload`. Where there are `services`, the guest is asked to
+    /// shut down, and learns the time after a pause.
+    pub fn new(machine: Arc<Machine>, payload: PayloadConfig, services: Option<Services>) -> Self {
+        Self {
+            machine,
+            payload,
+            services,
+            devices: Mutex::default(),
+        }
+    }
+
+    fn devices(&self) -> MutexGuard<'_, Devices> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Attaches a disk, on a controller that is made where it has to be.
+    ///
+    /// # Errors
+    /// Its name or the controller's cannot be, or there is no room.
+    pub fn attach(&self, disk: OpenDisk) -> Result<Disk, Error> {
+        let OpenDisk { config, file } = disk;
+        let mut devices = self.devices();
+        let id = devices.name(config.id)?;
+        let controller = config.controller.as_deref().unwrap_or(FIRST_CONTROLLER);
+        let number = controller_number(controller).ok_or_else(|| {
+            let last = controller_name(MAX_CONTROLLERS - 1);
+            Error::BadRequest(format!(
+                "{controller:?} is no controller: use {FIRST_CONTROLLER} to {last}"
+            ))
+        })?;
+        let lun = match devices.controllers.get(&number) {
+            Some(place) => {
+                let lun = place.handle.free_lun().ok_or_else(|| {
+                    Error::Conflict(format!(
+                        "{controller} has no LUN left that the guest knows to be free: put the \
+                         disk on another controller"
+                    ))
+                })?;
+                place.handle.attach(lun, file)?;
+                lun
+            }
+            None => {
+                let place = self.offer(number, file)?;
+                devices.controllers.insert(number, place);
+                0
+            }
+        };
+        let attached = Attached {
+            controller: number,
+            lun,
+            path: config.path,
+            readonly: config.readonly,
+        };
+        let disk = devices.describe(&id, &attached)?;
+        devices.disks.insert(id, attached);
+        Ok(disk)
+    }
+
+    /// A new controller with its first disk.
+    fn offer(&self, number: u16, file: RawFile) -> Result<Place, Error> {
+        let failed = |error: &dyn std::fmt::Display| {
+            Error::Failed(format!("there can be no storage controller: {error}"))
+        };
+        let mut controller = Controller::new(instance(number)).map_err(|error| failed(&error))?;
+        controller.attach(0, file)?;
+        let handle = controller.disks();
+        let device = self.machine.bus().offer(Box::new(controller));
+        Ok(Place {
+            device: device.map_err(|error| failed(&error))?,
+            handle,
+        })
+    }
+
+    /// Takes a controller from the guest, and all its disks.
+    fn remove_controller(&self, devices: &mut Devices, number: u16) -> Result<(), Error> {
+        let place = devices.controllers.remove(&number).ok_or_else(|| {
+            Error::NotFound(format!(
+                "there is no controller {}: vm.info lists what there is",
+                controller_name(number)
+            ))
+        })?;
+        // Waits until the controller's requests are done and its disks are flushed.
+        self.machine.bus().rescind(place.device);
+        devices.disks.retain(|_, disk| disk.controller != number);
+        Ok(())
+    }
+
+    /// Asks the guest to end; false where it does not offer to be asked.
+    fn ask(&self, kind: ShutdownKind) -> Result<bool, Error> {
+        match self.state() {
+            State::Running => {}
+            State::Paused => {
+                return Err(Error::Conflict(
+                    "the machine is paused, so the guest cannot be asked: resume it first".into(),
+                ));
+            }
+            State::Shutdown => return Err(Error::Conflict("the machine has ended".into())),
+        }
+        match &self.services {
+            Some(services) if services.shutdown.is_ready() => services
+                .shutdown
+                .request(kind, SHUTDOWN_PATIENCE)
+                .map(|()| true)
+                .map_err(|error| {
+                    Error::Failed(format!(
+                        "the guest was asked to shut down and does not: {error}; vm.power-off \
+                         and vm.reset do not ask"
+                    ))
+                }),
+            _ => Ok(false),
+        }
+    }
+
+    fn state(&self) -> State {
+        match self.machine.handle().state() {
+            RunState::Running => State::Running,
+            RunState::Paused => State::Paused,
+            RunState::Ended => State::Shutdown,
+        }
+    }
+
+    fn still_there(&self) -> Result<(), Error> {
+        match self.state() {
+            State::Shutdown => Err(Error::Conflict("the machine has ended".into())),
+            State::Running | State::Paused => Ok(()),
+        }
+    }
+}
+
+impl Devices {
+    /// The name of a new disk.
+    fn name(&self, wish: Option<String>) -> Result<String, Error> {
+        let Some(id) = wish else {
+            let mut names = (0_u64..).map(|number| format!("disk{number}"));
+            let free = names.find(|name| !self.disks.contains_key(name));
+            return free.ok_or_else(|| Error::Conflict("there are too many disks".into()));
+        };
+        let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if id.is_empty() || id.len() > 64 || !id.chars().all(is_word) {
+            return Err(Error::BadRequest(format!(
+                "{id:?} is no name for a device: use letters, digits, '-', '_' and '.', at most 64"
+            )));
+        }
+        if self.disks.contains_key(&id) || controller_number(&id).is_some() {
+            return Err(Error::Conflict(format!(
+                "there is already a device {id}: give this one another name"
+            )));
+        }
+        Ok(id)
+    }
+
+    fn disk(&self, id: &str) -> Result<&Attached, Error> {
+        self.disks.get(id).ok_or_else(|| {
+            Error::NotFound(format!(
+                "there is no disk {id:?}: vm.info lists what there is"
+            ))
+        })
+    }
+
+    fn handle(&self, disk: &Attached) -> Result<&ControllerHandle, Error> {
+        let place = self.controllers.get(&disk.controller);
+        place.map(|place| &place.handle).ok_or_else(|| {
+            Error::Failed(format!(
+                "the disk's controller {} is gone",
+                controller_name(disk.controller)
+            ))
+        })
+    }
+
+    fn describe(&self, id: &str, disk: &Attached) -> Result<Disk, Error> {
+        let (size, _) = self.handle(disk)?.disk(disk.lun)?;
+        Ok(Disk {
+            id: id.into(),
+            controller: controller_name(disk.controller),
+            lun: disk.lun,
+            path: disk.path.clone(),
+            readonly: disk.readonly,
+            size,
+        })
+    }
+}
+
+impl From<AttachError> for Error {
+    fn from(error: AttachError) -> Self {
+        Self::Conflict(error.to_string())
+    }
+}
+
+impl From<ChangeError> for Error {
+    fn from(error: ChangeError) -> Self {
+        let sentence = error.to_string();
+        match error {
+            ChangeError::NoDisk(_) => Self::NotFound(sentence),
+            ChangeError::Size(_) => Self::BadRequest(sentence),
+            ChangeError::Flush(_) | ChangeError::Busy => Self::Failed(sentence),
+        }
+    }
+}
+
+impl Vm for Manager {
+    fn info(&self) -> Result<VmInfo, Error> {
+        let config = self.machine.config();
+        let devices = self.devices();
+        let mut disks = devices
+            .disks
+            .iter()
+            .map(|(id, disk)| devices.describe(id, disk))
+            .collect::<Result<Vec<_>, _>>()?;
+        disks.sort_by(|a, b| (&a.controller, a.lun).cmp(&(&b.controller, b.lun)));
+        Ok(VmInfo {
+            config: VmConfig {
+                cpus: CpusConfig {
+                    boot_vcpus: config.cpus,
+                },
+                memory: MemoryConfig {
+                    size: config.memory,
+                },
+                payload: self.payload.clone(),
+                disks,
+            },
+            state: self.state(),
+            memory_actual_size: config.memory,
+        })
+    }
+
+    fn counters(&self) -> Result<Counters, Error> {
+        Ok(self.machine.counters().snapshot().into())
+    }
+
+    fn pause(&self) -> Result<(), Error> {
+        Ok(self.machine.handle().pause()?)
+    }
+
+    fn resume(&self) -> Result<(), Error> {
+        self.machine.handle().resume()?;
+        if let Some(services) = &self.services {
+            // Its clock has stood still.
+            services.time_sync.sync();
+        }
+        Ok(())
+    }
+
+    fn shutdown(&self) -> Result<(), Error> {
+        if !self.ask(ShutdownKind::PowerOff)? {
+            self.machine.handle().power_off();
+        }
+        Ok(())
+    }
+
+    fn power_off(&self) -> Result<(), Error> {
+        self.still_there()?;
+        self.machine.handle().power_off();
+        Ok(())
+    }
+
+    fn reboot(&self) -> Result<(), Error> {
+        if !self.ask(ShutdownKind::Restart)? {
+            self.machine.handle().reset();
+        }
+        Ok(())
+    }
+
+    fn reset(&self) -> Result<(), Error> {
+        self.still_there()?;
+        self.machine.handle().reset();
+        Ok(())
+    }
+
+    fn add_disk(&self, disk: &DiskConfig) -> Result<Disk, Error> {
+        self.still_there()?;
+        self.attach(OpenDisk::open(disk.clone())?)
+    }
+
+    fn remove_device(&self, id: &str) -> Result<(), Error> {
+        self.still_there()?;
+        let mut devices = self.devices();
+        if let Some(number) = controller_number(id) {
+            return self.remove_controller(&mut devices, number);
+        }
+        let disk = devices.disk(id)?;
+        let outcome = devices.handle(disk)?.detach(disk.lun);
+        // Whatever became of it, it is no disk of the machine any more.
+        devices.disks.remove(id);
+        Ok(outcome?)
+    }
+
+    fn resize_disk(&self, id: &str, size: u64) -> Result<(), Error> {
+        self.still_there()?;
+        let devices = self.devices();
+        let disk = devices.disk(id)?;
+        Ok(devices.handle(disk)?.resize(disk.lun, size)?)
+    }
+}

@@ -1,0 +1,173 @@
+//! The disks of a controller while a guest uses it: added, removed and made larger.
+//!
+//! A guest is told twice. ENUMERATE_BUS, on the channel, has it ask every disk whether it is ready
+//! and look for new ones; a disk that has gone answers that there is no such LUN, and one that has
+//! grown answers once with UNIT ATTENTION, CAPACITY DATA HAS CHANGED. The LUN of a disk that was
+//! removed is not given to another one until the guest has met the gap: it would take the new disk
+//! for the old one, with what it remembers of that.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use vmbus_proto::guid::Guid;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::backend::Backend;
+use super::identity::Identity;
+use super::scsi::{Target, Unit};
+use super::vsp::{AttachError, Disk, MAX_LUNS};
+
+/// How long a disk that is removed may take to finish what guests asked before.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why a disk was not changed. The text is a sentence for the user.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// There is no disk at this LUN.
+    #[error("LUN {0} has no disk")]
+    NoDisk(u8),
+    /// It cannot have this size.
+    #[error("{0}")]
+    Size(io::Error),
+    /// What was written may not all be there.
+    #[error("the disk is removed, but could not be flushed: {0}")]
+    Flush(io::Error),
+    /// It is still at work.
+    #[error(
+        "the disk is removed, but what the guest asked before is still not done: its image \
+             stays in use until then"
+    )]
+    Busy,
+}
+
+/// What a controller shares with its handles.
+pub(super) struct Shared {
+    instance: Guid,
+    target: Mutex<Target>,
+    /// The guest has to be told that its disks are others than before.
+    changed: AtomicBool,
+    /// Has the channel's worker look at `changed`.
+    wake: EventFd,
+}
+
+impl Shared {
+    pub(super) fn new(instance: Guid, wake: EventFd) -> Self {
+        Self {
+            instance,
+            target: Mutex::default(),
+            changed: AtomicBool::new(false),
+            wake,
+        }
+    }
+
+    pub(super) fn instance(&self) -> Guid {
+        self.instance
+    }
+
+    pub(super) fn target(&self) -> MutexGuard<'_, Target> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is something to tell since the last call.
+    pub(super) fn take_changed(&self) -> bool {
+        self.changed.swap(false, Ordering::AcqRel)
+    }
+
+    pub(super) fn set_changed(&self) {
+        self.changed.store(true, Ordering::Release);
+        // Fails only where the counter is full, and then the event is readable anyway.
+        let _ = self.wake.write(1);
+    }
+
+    /// A guest begins a new conversation: it looks at all disks anyway.
+    pub(super) fn forget(&self) {
+        self.target().forget();
+        self.changed.store(false, Ordering::Release);
+    }
+}
+
+/// The disks of a controller, for whoever runs the machine.
+#[derive(Clone)]
+pub struct ControllerHandle(pub(super) Arc<Shared>);
+
+impl ControllerHandle {
+    /// Puts a disk at `lun`.
+    ///
+    /// # Errors
+    /// There is no such LUN, it has a disk, or the guest does not know yet that it has none.
+    pub fn attach(&self, lun: u8, disk: impl Into<Disk>) -> Result<(), AttachError> {
+        if lun >= MAX_LUNS {
+            return Err(AttachError::NoSuchLun(lun));
+        }
+        let unit = Unit::new(disk.into().backend, Identity::new(self.0.instance, lun));
+        if !self.0.target().insert(lun, unit) {
+            return Err(AttachError::InUse(lun));
+        }
+        self.0.set_changed();
+        Ok(())
+    }
+
+    /// The first LUN where a disk can be put; `None` where there is none.
+    pub fn free_lun(&self) -> Option<u8> {
+        let target = self.0.target();
+        (0..MAX_LUNS).find(|&lun| target.is_free(lun))
+    }
+
+    /// Takes the disk at `lun` away, and waits until all that guests wrote is durable in it.
+    ///
+    /// # Errors
+    /// There is none; or it is gone and its end was not a good one.
+    pub fn detach(&self, lun: u8) -> Result<(), ChangeError> {
+        let unit = self.0.target().remove(lun);
+        let backend = unit.ok_or(ChangeError::NoDisk(lun))?.backend;
+        self.0.set_changed();
+        // Requests on their way hold it too, and there will be no new ones.
+        let end = Instant::now().checked_add(PATIENCE);
+        while Arc::strong_count(&backend) > 1 {
+            if end.is_none_or(|end| Instant::now() > end) {
+                return Err(ChangeError::Busy);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if backend.read_only() {
+            return Ok(());
+        }
+        backend.flush().map_err(ChangeError::Flush)
+    }
+
+    /// Makes the disk at `lun` larger, to `size` bytes.
+    ///
+    /// # Errors
+    /// There is none, or it cannot have that size.
+    pub fn resize(&self, lun: u8, size: u64) -> Result<(), ChangeError> {
+        let backend = self.backend(lun)?;
+        backend.resize(size).map_err(ChangeError::Size)?;
+        if self.0.target().capacity_changed(lun, &backend) {
+            self.0.set_changed();
+        }
+        Ok(())
+    }
+
+    /// Size in bytes of the disk at `lun`, and whether it is read-only.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn disk(&self, lun: u8) -> Result<(u64, bool), ChangeError> {
+        let backend = self.backend(lun)?;
+        Ok((backend.size(), backend.read_only()))
+    }
+
+    fn backend(&self, lun: u8) -> Result<Arc<dyn Backend>, ChangeError> {
+        let backend = self.0.target().backend(lun);
+        backend.ok_or(ChangeError::NoDisk(lun))
+    }
+}

@@ -1,0 +1,354 @@
+//! The API at its socket, before a machine that only remembers what it was asked.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use host_vsp::api::client::{CallError, call};
+use host_vsp::api::model::{
+    Counters, CpusConfig, Disk, DiskConfig, MemoryConfig, PayloadConfig, Ping, RemoveDevice,
+    ResizeDisk, State, VmConfig, VmInfo,
+};
+use host_vsp::api::{Error, Server, Vm};
+use hyper::Method;
+use serde_json::{Value, json};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Remembers its calls; the next ones fail as told.
+struct Fake {
+    calls: Mutex<Vec<String>>,
+    failure: Mutex<Option<Error>>,
+    /// What `pause` waits for.
+    gate: Mutex<Receiver<()>>,
+}
+
+impl Fake {
+    fn note(&self, call: impl Into<String>) -> Result<(), Error> {
+        self.calls.lock().unwrap().push(call.into());
+        match self.failure.lock().unwrap().clone() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
+fn a_disk() -> Disk {
+    Disk {
+        id: "disk1".into(),
+        controller: "scsi0".into(),
+        lun: 1,
+        path: "/disk".into(),
+        readonly: true,
+        size: 1 << 40,
+    }
+}
+
+impl Vm for Fake {
+    fn info(&self) -> Result<VmInfo, Error> {
+        self.note("info")?;
+        Ok(VmInfo {
+            config: VmConfig {
+                cpus: CpusConfig { boot_vcpus: 3 },
+                memory: MemoryConfig { size: 512 << 20 },
+                payload: PayloadConfig::default(),
+                disks: vec![a_disk()],
+            },
+            state: State::Paused,
+            memory_actual_size: 512 << 20,
+        })
+    }
+
+    fn counters(&self) -> Result<Counters, Error> {
+        self.note("counters")?;
+        Ok(Counters {
+            elapsed_seconds: 1.5,
+            returns_total: 9,
+            returns: [("msr".to_owned(), 9)].into(),
+            devices: [].into(),
+            kvm: [].into(),
+        })
+    }
+
+    fn pause(&self) -> Result<(), Error> {
+        let _ = self.gate.lock().unwrap().recv_timeout(DEADLINE);
+        self.note("pause")
+    }
+
+    fn resume(&self) -> Result<(), Error> {
+        self.note("resume")
+    }
+
+    fn shutdown(&self) -> Result<(), Error> {
+        self.note("shutdown")
+    }
+
+    fn power_off(&self) -> Result<(), Error> {
+        self.note("power-off")
+    }
+
+    fn reboot(&self) -> Result<(), Error> {
+        self.note("reboot")
+    }
+
+    fn reset(&self) -> Result<(), Error> {
+        self.note("reset")
+    }
+
+    fn add_disk(&self, disk: &DiskConfig) -> Result<Disk, Error> {
+        self.note(format!("add {disk:?}"))?;
+        Ok(a_disk())
+    }
+
+    fn remove_device(&self, id: &str) -> Result<(), Error> {
+        self.note(format!("remove {id}"))
+    }
+
+    fn resize_disk(&self, id: &str, size: u64) -> Result<(), Error> {
+        self.note(format!("resize {id} {size}"))
+    }
+}
+
+struct Api {
+    _dir: tempfile::TempDir,
+    path: PathBuf,
+    fake: Arc<Fake>,
+    /// Dropped, it lets `pause` go on.
+    gate: Option<Sender<()>>,
+    server: Option<Server>,
+}
+
+impl Api {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api");
+        let (gate, wait) = channel();
+        let fake = Arc::new(Fake {
+            calls: Mutex::default(),
+            failure: Mutex::default(),
+            gate: Mutex::new(wait),
+        });
+        let socket = Server::bind(&path).unwrap();
+        let server = Server::start(socket, Arc::clone(&fake) as Arc<dyn Vm>).unwrap();
+        Self {
+            _dir: dir,
+            path,
+            fake,
+            gate: Some(gate),
+            server: Some(server),
+        }
+    }
+
+    fn get(&self, name: &str) -> Value {
+        call(&self.path, Method::GET, name, None::<&()>).unwrap()
+    }
+
+    fn put(&self, name: &str) -> Result<Value, CallError> {
+        call(&self.path, Method::PUT, name, None::<&()>)
+    }
+
+    fn last(&self) -> String {
+        self.fake.calls.lock().unwrap().last().cloned().unwrap()
+    }
+
+    /// Sends a request as it stands; status and body of the answer.
+    fn raw(&self, method: &str, name: &str, body: &str) -> (u16, Value) {
+        let mut stream = UnixStream::connect(&self.path).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "{method} /api/v1/{name} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str(body).unwrap_or(Value::Null))
+    }
+}
+
+#[test]
+fn every_call_reaches_the_machine() {
+    let mut api = Api::new();
+    let ping: Ping = serde_json::from_value(api.get("vmm.ping")).unwrap();
+    assert_eq!(ping, Ping::here());
+    let info: VmInfo = serde_json::from_value(api.get("vm.info")).unwrap();
+    assert_eq!(
+        (info.state, &info.config.disks[0]),
+        (State::Paused, &a_disk())
+    );
+    let counters: Counters = serde_json::from_value(api.get("vm.counters")).unwrap();
+    assert_eq!(counters.returns["msr"], 9);
+    drop(api.gate.take());
+    for name in [
+        "pause",
+        "resume",
+        "shutdown",
+        "power-off",
+        "reboot",
+        "reset",
+    ] {
+        assert_eq!(api.put(&format!("vm.{name}")).unwrap(), Value::Null);
+        assert_eq!(api.last(), name);
+    }
+    let put = |name, body: &Value| call(&api.path, Method::PUT, name, Some(body)).unwrap();
+    let disk = DiskConfig {
+        path: "/disk".into(),
+        readonly: true,
+        ..DiskConfig::default()
+    };
+    let added = put("vm.add-disk", &serde_json::to_value(&disk).unwrap());
+    assert_eq!(added, serde_json::to_value(a_disk()).unwrap());
+    assert_eq!(api.last(), format!("add {disk:?}"));
+    let id = "disk1".to_owned();
+    let body = serde_json::to_value(ResizeDisk {
+        id: id.clone(),
+        desired_size: 1 << 50,
+    });
+    put("vm.resize-disk", &body.unwrap());
+    assert_eq!(api.last(), format!("resize disk1 {}", 1_u64 << 50));
+    put(
+        "vm.remove-device",
+        &serde_json::to_value(RemoveDevice { id }).unwrap(),
+    );
+    assert_eq!(api.last(), "remove disk1");
+}
+
+#[test]
+fn what_goes_wrong_has_a_status_and_a_sentence() {
+    let api = Api::new();
+    let sentence = |answer: &Value| answer["error"].as_str().unwrap().to_owned();
+    for (error, status) in [
+        (Error::BadRequest("bad".into()), 400),
+        (Error::NotFound("none".into()), 404),
+        (Error::Conflict("not now".into()), 409),
+        (Error::Failed("broken".into()), 500),
+    ] {
+        *api.fake.failure.lock().unwrap() = Some(error.clone());
+        let (got, body) = api.raw("PUT", "vm.resume", "");
+        assert_eq!((got, sentence(&body)), (status, error.to_string()));
+        assert_eq!(api.raw("GET", "vm.info", "").0, status);
+        let refused = api.put("vm.resume").unwrap_err();
+        assert!(matches!(&refused, CallError::Refused(text) if *text == error.to_string()));
+    }
+    *api.fake.failure.lock().unwrap() = None;
+    let before = api.fake.calls.lock().unwrap().len();
+    for (method, name, body, status, word) in [
+        ("PUT", "vm.dance", "", 404, "no such call"),
+        ("GET", "vm.pause", "", 405, "another method"),
+        ("PUT", "vm.add-disk", "", 400, "JSON"),
+        ("PUT", "vm.add-disk", "{\"path\":3}", 400, "JSON"),
+        (
+            "PUT",
+            "vm.add-disk",
+            "{\"path\":\"x\",\"colour\":1}",
+            400,
+            "colour",
+        ),
+        (
+            "PUT",
+            "vm.resize-disk",
+            "{\"id\":\"a\",\"desired_size\":-1}",
+            400,
+            "JSON",
+        ),
+        ("PUT", "vm.remove-device", "\u{0}\u{1}", 400, "JSON"),
+    ] {
+        let (got, body) = api.raw(method, name, body);
+        let text = sentence(&body);
+        assert_eq!(got, status, "{name}: {text}");
+        assert!(
+            text.contains(word) && !text.contains('\n'),
+            "{name}: {text}"
+        );
+    }
+    let (status, _) = api.raw("PUT", "vm.add-disk", &"x".repeat(100_000));
+    assert_eq!(status, 413);
+    assert_eq!(api.fake.calls.lock().unwrap().len(), before);
+}
+
+#[test]
+fn the_description_has_every_call_and_only_those() {
+    let api = Api::new();
+    let description = api.get("openapi.json");
+    assert!(description["openapi"].as_str().unwrap().starts_with("3."));
+    let paths = description["paths"].as_object().unwrap();
+    let mut calls: Vec<_> = paths.keys().map(String::as_str).collect();
+    calls.sort_unstable();
+    assert_eq!(
+        calls,
+        [
+            "/api/v1/vm.add-disk",
+            "/api/v1/vm.counters",
+            "/api/v1/vm.info",
+            "/api/v1/vm.pause",
+            "/api/v1/vm.power-off",
+            "/api/v1/vm.reboot",
+            "/api/v1/vm.remove-device",
+            "/api/v1/vm.reset",
+            "/api/v1/vm.resize-disk",
+            "/api/v1/vm.resume",
+            "/api/v1/vm.shutdown",
+            "/api/v1/vmm.ping",
+        ]
+    );
+    let schemas = &description["components"]["schemas"];
+    let of_disk = &schemas["DiskConfig"];
+    assert_eq!(of_disk["required"], json!(["path"]));
+    assert_eq!(of_disk["properties"]["path"]["type"], "string");
+    assert!(schemas["VmInfo"].is_object() && schemas["Problem"].is_object());
+}
+
+#[test]
+fn a_call_that_waits_holds_up_no_other_and_not_the_end() {
+    let mut api = Api::new();
+    let path = api.path.clone();
+    let waiting = std::thread::spawn(move || call(&path, Method::PUT, "vm.pause", None::<&()>));
+    std::thread::sleep(Duration::from_millis(50));
+    api.get("vm.info");
+    let begin = Instant::now();
+    drop(api.server.take());
+    assert!(begin.elapsed() < DEADLINE / 2, "{:?}", begin.elapsed());
+    assert!(!api.path.exists());
+    drop(api.gate.take());
+    assert!(waiting.join().unwrap().is_err(), "nobody can have answered");
+}
+
+#[test]
+fn an_answer_that_is_on_its_way_arrives_before_the_end() {
+    let mut api = Api::new();
+    let path = api.path.clone();
+    let waiting = std::thread::spawn(move || call(&path, Method::PUT, "vm.pause", None::<&()>));
+    std::thread::sleep(Duration::from_millis(50));
+    let gate = api.gate.take();
+    let opener = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        drop(gate);
+    });
+    drop(api.server.take());
+    waiting.join().unwrap().unwrap();
+    opener.join().unwrap();
+}
+
+#[test]
+fn nobody_there_is_said_in_a_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("api");
+    let message = |path: &Path| {
+        let error = call(path, Method::GET, "vm.info", None::<&()>).unwrap_err();
+        let text = error.to_string();
+        assert!(!text.contains('\n'), "{text}");
+        text
+    };
+    assert!(message(&path).contains("is the machine running"));
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(message(&path).contains("nobody answers"));
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    assert!(message(&dir.path().join("file")).contains("nobody answers"));
+}
