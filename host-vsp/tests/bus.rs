@@ -32,6 +32,7 @@ fn done(bus: &mut Bus) -> Vec<String> {
     let mut all = Vec::new();
     while let Some(action) = bus.poll() {
         all.push(match action {
+            Action::ForgetMessages => "forget".into(),
             Action::Send { vp, message } => match Message::parse(&message).unwrap() {
                 Message::VersionResponse(r) => format!("vp{vp} version {}", r.supported),
                 Message::OfferChannel(o) => format!("vp{vp} offer {}", o.relid),
@@ -100,7 +101,7 @@ fn teardown(relid: u32, gpadl: u32) -> Message<'static> {
 /// Connected, offers delivered.
 fn connected(version: Version) -> Bus {
     let mut bus = new_bus();
-    assert_eq!(say(&mut bus, contact(version)), ["vp1 version 1"]);
+    assert_eq!(say(&mut bus, contact(version)), ["forget", "vp1 version 1"]);
     assert_eq!(
         say(&mut bus, Message::RequestOffers),
         [
@@ -128,6 +129,7 @@ fn every_version_is_spoken_and_others_are_refused() {
     for version in Version::SUPPORTED {
         let mut bus = new_bus();
         bus.handle(0, &contact(version).encode());
+        assert!(matches!(bus.poll(), Some(Action::ForgetMessages)));
         let Some(Action::Send { message, .. }) = bus.poll() else {
             panic!()
         };
@@ -147,10 +149,13 @@ fn every_version_is_spoken_and_others_are_refused() {
     }
     for version in [Version::V6_0, Version::V3_0, Version(0), Version(u32::MAX)] {
         let mut bus = new_bus();
-        assert_eq!(say(&mut bus, contact(version)), ["vp1 version 0"]);
+        assert_eq!(say(&mut bus, contact(version)), ["forget", "vp1 version 0"]);
         assert_eq!(bus.version(), None);
         // A refusal is not the end: the next version is heard.
-        assert_eq!(say(&mut bus, contact(Version::V5_2)), ["vp1 version 1"]);
+        assert_eq!(
+            say(&mut bus, contact(Version::V5_2)),
+            ["forget", "vp1 version 1"]
+        );
     }
     // Another SINT, another VTL, a processor that is not there: answered to who asked.
     for (vp, target, answer) in [(1, 3, "vp1"), (1, 0x102, "vp1"), (5, 2, "vp0")] {
@@ -159,7 +164,7 @@ fn every_version_is_spoken_and_others_are_refused() {
         contact.interrupt_page_or_target = target.into();
         assert_eq!(
             say(&mut bus, Message::InitiateContact(contact)),
-            [format!("{answer} version 0")]
+            ["forget".to_string(), format!("{answer} version 0")]
         );
     }
 }
@@ -178,7 +183,7 @@ fn nothing_means_anything_before_contact() {
     assert!(gpadl(&mut bus, 1, 1, 1, 1).is_empty());
     assert_eq!(bus.refused(), 5);
     // But unload is answered even then: a crash kernel may not know better.
-    assert_eq!(say(&mut bus, Message::Unload), ["vp0 unloaded"]);
+    assert_eq!(say(&mut bus, Message::Unload), ["forget", "vp0 unloaded"]);
 }
 
 #[test]
@@ -424,14 +429,17 @@ fn rescind_and_release() {
 #[test]
 fn unload_contact_and_reset_forget_everything() {
     let mut bus = opened(Version::V5_3);
-    assert_eq!(say(&mut bus, Message::Unload), ["close 2", "vp1 unloaded"]);
+    assert_eq!(
+        say(&mut bus, Message::Unload),
+        ["close 2", "forget", "vp1 unloaded"]
+    );
     assert!(bus.gpadls().is_empty());
     assert_eq!(bus.version(), None);
 
     let mut bus = opened(Version::V5_3);
     assert_eq!(
         say(&mut bus, contact(Version::V4_0)),
-        ["close 2", "vp1 version 1"]
+        ["close 2", "forget", "vp1 version 1"]
     );
     assert_eq!(say(&mut bus, Message::RequestOffers).len(), 4);
     let refused = bus.refused();

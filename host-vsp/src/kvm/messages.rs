@@ -11,15 +11,17 @@
 //!    type is 0 now, go on as in 1, else an end of message will come.
 //!
 //! KVM tells of an end of message by the SINT's resample event, and rings the same event at every
-//! end of *interrupt*. The [`Pump`], a thread, waits for it only while a message waits for the
-//! slot, and does nothing but bring the processor's thread out of the guest. That thread delivers:
+//! end of *interrupt*. It rings the event of the processor that wrote the register, and that need
+//! not be the slot's: a kernel that dies empties all slots from the processor it dies on. So the
+//! [`Pump`], a thread, waits for every processor's event, but only while a message waits for a
+//! slot, and does nothing but bring the slot's processor out of the guest. That thread delivers:
 //! KVM's own timer messages use the same slot from there, so nobody else may.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering, fence};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use vm_memory::VolatileMemory as _;
@@ -97,9 +99,15 @@ impl Queue {
     }
 }
 
-/// Moves the oldest message of `processor` into its slot, if the slot is free. Calls `watch` where
+/// Moves the oldest message of `processor` into its slot, if the slot is free. Calls `forget`
+/// before it looks: acknowledges so far mean nothing to what it sees then. Calls `watch` where
 /// a message is left waiting: the acknowledge event must then lead to another call.
-pub(super) fn deliver(processor: &Processor, memory: &dyn GuestMemory, watch: impl FnOnce()) {
+pub(super) fn deliver(
+    processor: &Processor,
+    memory: &dyn GuestMemory,
+    forget: impl FnOnce(),
+    watch: impl FnOnce(),
+) {
     if processor.queue.len() == 0 {
         return;
     }
@@ -117,8 +125,7 @@ pub(super) fn deliver(processor: &Processor, memory: &dyn GuestMemory, watch: im
         return;
     };
     let mut waiting = processor.queue.lock();
-    // Forget acknowledges of the past; one that matters comes after what follows.
-    let _ = processor.acknowledge.read();
+    forget();
     if kind.load(Ordering::SeqCst) != MESSAGE_TYPE_NONE {
         flags.fetch_or(MESSAGE_FLAG_PENDING, Ordering::SeqCst);
         fence(Ordering::SeqCst);
@@ -154,11 +161,23 @@ pub(super) fn deliver(processor: &Processor, memory: &dyn GuestMemory, watch: im
     }
 }
 
-/// A thread that waits for acknowledges of processors whose slot was in use.
+/// A thread that waits for acknowledges while messages wait for slots.
 pub(super) struct Pump {
-    epoll: std::sync::Arc<Epoll>,
+    epoll: Arc<Epoll>,
+    kick: Kick,
+    waiting: Arc<Waiting>,
     stop: EventFd,
     thread: Option<JoinHandle<()>>,
+}
+
+/// The processors with a message that waits for their slot.
+#[derive(Default)]
+struct Waiting(Mutex<BTreeSet<u32>>);
+
+impl Waiting {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Marks the pump's own stop event among the processors' indices.
@@ -166,7 +185,8 @@ const STOP: u64 = u64::MAX;
 
 impl Pump {
     pub(super) fn new(processors: &[Processor], kick: Kick) -> io::Result<Self> {
-        let epoll = std::sync::Arc::new(Epoll::new()?);
+        let epoll = Arc::new(Epoll::new()?);
+        let waiting = Arc::new(Waiting::default());
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let add = |event: &EventFd, set, data| {
             epoll.ctl(
@@ -180,28 +200,50 @@ impl Pump {
             // Present, but asleep until `watch`.
             add(&processor.acknowledge, EventSet::empty(), vp as u64)?;
         }
-        let waits = std::sync::Arc::clone(&epoll);
-        let thread = std::thread::Builder::new()
-            .name("messages".into())
-            .spawn(move || run(&waits, &kick))?;
+        let thread = std::thread::Builder::new().name("messages".into()).spawn({
+            let (epoll, kick, waiting) =
+                (Arc::clone(&epoll), Arc::clone(&kick), Arc::clone(&waiting));
+            move || run(&epoll, &kick, &waiting)
+        })?;
         Ok(Self {
             epoll,
+            kick,
+            waiting,
             stop,
             thread: Some(thread),
         })
     }
 
-    /// The next acknowledge of `vp` kicks it, once.
-    pub(super) fn watch(&self, vp: u32, processor: &Processor) {
-        let event = EpollEvent::new(EventSet::IN | EventSet::ONE_SHOT, vp.into());
-        let fd = processor.acknowledge.as_raw_fd();
-        if let Err(error) = self.epoll.ctl(ControlOperation::Modify, fd, event) {
-            tracing::error!(vp, %error, "a message to the guest may be late");
+    /// Makes all acknowledges of the past go away, for processor `vp`, which is about to look at
+    /// its slot. Others that wait for one of them look too.
+    pub(super) fn forget(&self, vp: u32, processors: &[Processor]) {
+        let mut rung = false;
+        for processor in processors {
+            rung |= processor.acknowledge.read().is_ok();
+        }
+        if rung {
+            let others: Vec<u32> = self.waiting.lock().iter().copied().collect();
+            others
+                .into_iter()
+                .filter(|&other| other != vp)
+                .for_each(|other| (self.kick)(other));
+        }
+    }
+
+    /// The next acknowledge of any processor kicks `vp`, once.
+    pub(super) fn watch(&self, vp: u32, processors: &[Processor]) {
+        self.waiting.lock().insert(vp);
+        for (index, processor) in processors.iter().enumerate() {
+            let event = EpollEvent::new(EventSet::IN | EventSet::ONE_SHOT, index as u64);
+            let fd = processor.acknowledge.as_raw_fd();
+            if let Err(error) = self.epoll.ctl(ControlOperation::Modify, fd, event) {
+                tracing::error!(vp, %error, "a message to the guest may be late");
+            }
         }
     }
 }
 
-fn run(epoll: &Epoll, kick: &Kick) {
+fn run(epoll: &Epoll, kick: &Kick, waiting: &Waiting) {
     let mut events = [EpollEvent::default(); 16];
     loop {
         let count = match epoll.wait(-1, &mut events) {
@@ -212,12 +254,11 @@ fn run(epoll: &Epoll, kick: &Kick) {
                 return;
             }
         };
-        for event in &events[..count] {
-            match event.data() {
-                STOP => return,
-                vp => kick(vp as u32),
-            }
+        if events[..count].iter().any(|event| event.data() == STOP) {
+            return;
         }
+        let all = std::mem::take(&mut *waiting.lock());
+        all.into_iter().for_each(|vp| kick(vp));
     }
 }
 
@@ -311,6 +352,27 @@ mod tests {
         bench.kicked.lock().unwrap().clear();
         bench.synic.deliver(0);
         assert!(bench.empty_slot());
+        bench.wait_for_kick();
+        bench.synic.deliver(0);
+        assert_eq!(bench.slot().2, b"second");
+    }
+
+    #[test]
+    fn an_end_of_message_on_another_processor_counts() {
+        let bench = Bench::new();
+        bench.enable(0);
+        bench.synic.post(0, b"first");
+        bench.synic.deliver(0);
+        bench.synic.post(0, b"second");
+        // An older acknowledge of the other processor means nothing.
+        bench.synic.lines(1).unwrap().1.write(1).unwrap();
+        bench.synic.deliver(0);
+        bench.kicked.lock().unwrap().clear();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(bench.kicked.lock().unwrap().is_empty());
+        // The guest empties the slot from processor 1.
+        bench.memory.write(SLOT, &[0; 4]).unwrap();
+        bench.synic.lines(1).unwrap().1.write(1).unwrap();
         bench.wait_for_kick();
         bench.synic.deliver(0);
         assert_eq!(bench.slot().2, b"second");

@@ -211,7 +211,12 @@ impl Synic {
     /// of the guest.
     pub fn deliver(&self, vp: u32) {
         if let Some(processor) = self.processor(vp) {
-            messages::deliver(processor, &*self.memory, || self.pump.watch(vp, processor));
+            messages::deliver(
+                processor,
+                &*self.memory,
+                || self.pump.forget(vp, &self.processors),
+                || self.pump.watch(vp, &self.processors),
+            );
         }
     }
 

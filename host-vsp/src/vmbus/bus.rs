@@ -51,6 +51,9 @@ const NO_INTERRUPT_VP: u32 = u32::MAX;
 /// What has to be done, in order.
 #[derive(Debug)]
 pub enum Action {
+    /// Drop the messages that still wait for the guest: their connection has ended, and whoever
+    /// makes contact now (after a kexec, or a crash) must not get them.
+    ForgetMessages,
     /// Send a message to the guest.
     Send {
         /// VP index it goes to.
@@ -279,6 +282,7 @@ impl Bus {
     fn initiate_contact(&mut self, vp: u32, contact: &InitiateContact) {
         // A guest that makes contact anew (kexec, a crash kernel) starts from nothing.
         self.disconnect();
+        self.actions.push_back(Action::ForgetMessages);
         let target_vp = contact.target_vp.get();
         let acceptable = contact.version().is_supported()
             && contact.sint().is_none_or(|sint| sint == VMBUS_SINT)
@@ -318,6 +322,7 @@ impl Bus {
         };
         tracing::info!("unload");
         self.disconnect();
+        self.actions.push_back(Action::ForgetMessages);
         self.send_to(to, &Message::UnloadResponse);
     }
 

@@ -20,7 +20,7 @@ use std::thread::JoinHandle;
 use serde::{Deserialize, Serialize};
 use vmbus_proto::hv::hypercall::Status;
 use vmbus_proto::hv::synic::{MESSAGE_PAYLOAD, MESSAGE_TYPE_CHANNEL};
-use vmbus_proto::message::{CONNECTION_ID_CONTACT, CONNECTION_ID_MESSAGE};
+use vmbus_proto::message::{CONNECTION_ID_CONTACT, CONNECTION_ID_MESSAGE, Message};
 use vmbus_proto::ring::{Consumer, Producer};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -196,6 +196,15 @@ impl Drop for VmBus {
     }
 }
 
+/// Whether a message makes the bus forget all that waits for the guest: a kernel that comes after
+/// a crash finds a backlog that it cannot take.
+fn ends_backlog(payload: &[u8]) -> bool {
+    matches!(
+        Message::parse(payload),
+        Ok(Message::InitiateContact(_) | Message::Unload)
+    )
+}
+
 impl Hypercalls for VmBus {
     fn post_message(
         &self,
@@ -210,7 +219,7 @@ impl Hypercalls for VmBus {
         if payload.len() > MESSAGE_PAYLOAD || message_type != MESSAGE_TYPE_CHANNEL {
             return Status::INVALID_PARAMETER;
         }
-        if self.partition.messages.backlog() >= BACKLOG {
+        if self.partition.messages.backlog() >= BACKLOG && !ends_backlog(payload) {
             return Status::INSUFFICIENT_BUFFERS;
         }
         match self.commands.try_send(Command::Message {
@@ -311,6 +320,7 @@ impl Server {
     fn carry_out(&mut self) {
         while let Some(action) = self.bus.poll() {
             match action {
+                Action::ForgetMessages => self.partition.messages.clear(),
                 Action::Send { vp, message } => {
                     tracing::trace!(vp, message = %Hex(&message), "to the guest");
                     self.partition.messages.post(vp, &message);
