@@ -10,8 +10,12 @@ mod disk_refusals;
 mod endings;
 mod flush;
 mod guest;
+mod linux;
+mod linux_smp;
+mod linux_versions;
 mod refusals_of_users;
 mod steady;
+mod stock;
 mod storage;
 mod trace;
 
@@ -21,6 +25,9 @@ fn main() -> ExitCode {
     e2e::run(&[
         ("bed", bed_itself::STORIES),
         ("check", check::STORIES),
+        ("linux", linux::STORIES),
+        ("linux_smp", linux_smp::STORIES),
+        ("linux_versions", linux_versions::STORIES),
         ("boot", boot::STORIES),
         ("contact", contact::STORIES),
         ("storage", storage::STORIES),

@@ -1,0 +1,297 @@
+//! Stock Linux on `host-vsp`: how a story boots it, types into it, and sees it end.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use bed::guest_initramfs::{self, DONE, READY};
+use bed::l1::{Output, Process, Signal};
+use bed::provision::kernel::{Kernel, Series};
+use bed::wire::Stream;
+use e2e::Story;
+use serde_json::Value;
+
+/// Boot to the shell: 7 to 17 s in an L1 that has a core of its own.
+const BOOT: Duration = Duration::from_secs(120);
+
+/// For one command, unless the story says otherwise.
+pub(crate) const COMMAND: Duration = Duration::from_secs(60);
+
+/// Power-off, from the command to the end of `host-vsp`.
+const POWER_OFF: Duration = Duration::from_secs(30);
+
+/// Bytes of the image of [`make_disk`].
+pub(crate) const DISK: u64 = 32 << 20;
+
+/// Bytes that [`write_and_verify`] writes.
+const WRITTEN: u64 = 8 << 20;
+
+/// Nothing but where the console is, and less on it.
+const COMMAND_LINE: &str = "console=ttyS0 quiet";
+
+/// What every guest loads, as Debian's own initramfs does on Hyper-V.
+const MODULES: [&str; 5] = [
+    "hv_vmbus",
+    "hv_storvsc",
+    "sd_mod",
+    "hv_utils",
+    "hyperv_keyboard",
+];
+
+/// Words that begin a report of the kernel about its own state.
+const REPORTS: [&str; 6] = [
+    "WARNING:",
+    "BUG:",
+    "Call Trace",
+    "Oops",
+    "INFO: task",
+    "general protection",
+];
+
+/// Words by which a line belongs to what this product stands behind.
+const OURS: [&str; 11] = [
+    "hv_",
+    "hyperv",
+    "hyper-v",
+    "vmbus",
+    "storvsc",
+    "clocksource",
+    "tsc",
+    "sched_clock",
+    "timekeeping",
+    "scsi",
+    "[sd",
+];
+
+/// A stock Linux to be booted.
+pub(crate) struct Stock<'a> {
+    story: &'a Story,
+    series: Series,
+    cpus: u32,
+    command_line: String,
+    modules: Vec<&'a str>,
+    files: Vec<(&'a str, &'a [u8])>,
+    arguments: Vec<String>,
+}
+
+impl<'a> Stock<'a> {
+    /// The current kernel of `series`, with two processors.
+    pub(crate) fn new(story: &'a Story, series: Series) -> Self {
+        Self {
+            story,
+            series,
+            cpus: 2,
+            command_line: COMMAND_LINE.into(),
+            modules: MODULES.to_vec(),
+            files: Vec::new(),
+            arguments: Vec::new(),
+        }
+    }
+
+    /// Sets the number of processors.
+    pub(crate) fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// Adds to the kernel's command line, which otherwise only says where the console is.
+    pub(crate) fn append(mut self, text: &str) -> Self {
+        self.command_line.push(' ');
+        self.command_line.push_str(text);
+        self
+    }
+
+    /// Adds a program to the initramfs.
+    pub(crate) fn program(mut self, path: &'a str, text: &'a str) -> Self {
+        self.files.push((path, text.as_bytes()));
+        self
+    }
+
+    /// Adds the disk in the file `path` of L1.
+    pub(crate) fn disk(mut self, path: &str) -> Self {
+        self.arguments
+            .extend(["--disk".to_owned(), format!("path={path}")]);
+        self
+    }
+
+    /// Boots it and waits for its shell.
+    pub(crate) fn boot(self) -> anyhow::Result<Linux> {
+        let kernel = Kernel::get(self.series)?;
+        let probe = self.story.l2_probe()?;
+        let mut files = self.files;
+        files.push(("bin/probe", &probe));
+        let initramfs = guest_initramfs::build(&kernel, &self.modules, &files)?;
+        let path = self.story.file("initramfs");
+        self.story.l1().put_bytes(&initramfs, &path)?;
+        let process = self.story.host_vsp(
+            ["run", "--memory", "512M", "--serial", "stdio"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain(["--kernel".into(), self.story.kernel_of(self.series)?])
+                .chain(["--initrd".into(), path])
+                .chain(["--cmdline".into(), self.command_line])
+                .chain(["--cpus".into(), self.cpus.to_string()])
+                .chain(self.arguments),
+        )?;
+        let mut linux = Linux { process, read: 0 };
+        linux.wait_ready()?;
+        Ok(linux)
+    }
+}
+
+/// A stock Linux that runs, at its shell.
+pub(crate) struct Linux {
+    process: Process,
+    /// How much of standard output belongs to commands before.
+    read: usize,
+}
+
+impl Linux {
+    /// Waits for the shell, after a start or restart.
+    pub(crate) fn wait_ready(&mut self) -> anyhow::Result<()> {
+        self.process
+            .expect_line_on(Stream::Stdout, READY, BOOT)
+            .context("waiting for the guest's shell")?;
+        self.read = self.process.stdout().len();
+        Ok(())
+    }
+
+    /// Waits for the first disk.
+    pub(crate) fn wait_disk(&mut self) -> anyhow::Result<()> {
+        self.sh("n=0; until [ -b /dev/sda ]; do sleep 0.1; n=$((n+1)); [ $n -lt 100 ] || break; done; [ -b /dev/sda ]")?;
+        Ok(())
+    }
+
+    /// Runs a command, which must succeed; returns what it printed.
+    pub(crate) fn sh(&mut self, line: &str) -> anyhow::Result<String> {
+        self.sh_within(line, COMMAND)
+    }
+
+    /// Like [`Linux::sh`], with another deadline.
+    pub(crate) fn sh_within(&mut self, line: &str, limit: Duration) -> anyhow::Result<String> {
+        self.type_line(line)?;
+        let (status, output) = self.answer(limit).with_context(|| format!("`{line}`"))?;
+        ensure!(
+            status == 0,
+            "`{line}` in the guest: exit code {status}\n{output}"
+        );
+        Ok(output)
+    }
+
+    /// Types a line without waiting for anything.
+    pub(crate) fn type_line(&mut self, line: &str) -> anyhow::Result<()> {
+        Ok(self.process.write(format!("{line}\n").as_bytes())?)
+    }
+
+    /// Waits for the end of the command; its exit status, and what it printed.
+    fn answer(&mut self, limit: Duration) -> anyhow::Result<(i32, String)> {
+        let done = self.process.expect_line_on(Stream::Stdout, DONE, limit)?;
+        let Some((_, status)) = done.split_once(DONE) else {
+            bail!("{done:?} has no {DONE:?}");
+        };
+        let status = status.trim().parse().with_context(|| done.clone())?;
+        let all = self.process.stdout();
+        let text = String::from_utf8_lossy(&all[self.read..]).replace('\r', "");
+        let end = text.find(DONE).unwrap_or(text.len());
+        self.read = all.len();
+        Ok((status, text[..end].trim_end_matches('\n').to_owned()))
+    }
+
+    /// The kernel's log, each line with its level, as in `<6>[    0.000000] Linux version`.
+    pub(crate) fn log(&mut self) -> anyhow::Result<String> {
+        self.sh("dmesg -r")
+    }
+
+    /// Fails if the kernel's log has a stack trace, or a warning about what is ours.
+    pub(crate) fn expect_clean_log(&mut self) -> anyhow::Result<()> {
+        let log = self.log()?;
+        ensure!(log.contains("Linux version"), "no kernel log: {log}");
+        let bad: Vec<&str> = log.lines().filter(|line| is_bad(line)).collect();
+        ensure!(
+            bad.is_empty(),
+            "the guest's kernel complains:\n{}",
+            bad.join("\n")
+        );
+        Ok(())
+    }
+
+    /// The host's counters.
+    pub(crate) fn counters(&mut self) -> anyhow::Result<Value> {
+        self.process.signal(Signal::USR1)?;
+        let line = self
+            .process
+            .expect_line_on(Stream::Stderr, "{\"counters\":\"now\"", COMMAND)?;
+        Ok(serde_json::from_str(&line)?)
+    }
+
+    /// Powers off, which must end `host-vsp` well; what it said.
+    pub(crate) fn power_off(mut self) -> anyhow::Result<Output> {
+        self.type_line("poweroff -f")?;
+        let output = self.process.finish(POWER_OFF)?;
+        ensure!(output.status.success(), "power-off: {output}");
+        Ok(output)
+    }
+}
+
+/// Makes an image full of holes; its path.
+pub(crate) fn make_disk(story: &Story) -> anyhow::Result<String> {
+    let path = story.file("disk.img");
+    let made = story
+        .l1()
+        .command("truncate")
+        .args(["-s", &DISK.to_string(), &path])
+        .run(Duration::from_secs(30))?;
+    ensure!(made.status.success(), "{made}");
+    Ok(path)
+}
+
+/// Writes random data to the disk and reads it back past the page cache; returns its SHA-256.
+pub(crate) fn write_and_verify(linux: &mut Linux) -> anyhow::Result<String> {
+    linux.wait_disk()?;
+    let size = linux.sh("cat /sys/block/sda/size")?;
+    ensure!(
+        size == (DISK / 512).to_string(),
+        "the disk has {size} sectors"
+    );
+    linux.sh(&format!("head -c {WRITTEN} /dev/urandom >/tmp/data"))?;
+    let written = linux.sh("sha256sum </tmp/data")?;
+    linux.sh("dd if=/tmp/data of=/dev/sda bs=256k conv=fsync 2>/dev/null")?;
+    linux.sh("echo 3 >/proc/sys/vm/drop_caches")?;
+    let (sum, _) = written.split_once(' ').context("no checksum")?;
+    expect_in_guest(linux, sum)?;
+    Ok(sum.to_owned())
+}
+
+/// Reads what [`write_and_verify`] wrote, from the disk itself.
+pub(crate) fn expect_in_guest(linux: &mut Linux, sum: &str) -> anyhow::Result<()> {
+    linux.wait_disk()?;
+    let command = format!("head -c {WRITTEN} /dev/sda | sha256sum");
+    let read = linux.sh(&command)?;
+    ensure!(read.starts_with(sum), "written {sum}, read {read}");
+    Ok(())
+}
+
+/// Reads what [`write_and_verify`] wrote, from the image.
+pub(crate) fn expect_on_host(story: &Story, disk: &str, sum: &str) -> anyhow::Result<()> {
+    let command = format!("head -c {WRITTEN} {disk} | sha256sum");
+    let read = story.l1().shell(&command).run(COMMAND)?.stdout_text();
+    ensure!(
+        read.starts_with(sum),
+        "the guest wrote {sum}, the image has {read}"
+    );
+    Ok(())
+}
+
+/// Whether a line of the kernel's log must not be there in a run without faults.
+fn is_bad(line: &str) -> bool {
+    const WARNING: u32 = 4;
+    let level = line
+        .strip_prefix('<')
+        .and_then(|rest| rest.split_once('>')?.0.parse::<u32>().ok())
+        .map_or(WARNING, |level| level & 7);
+    // Reports begin a line: words in the midst of one may be about the processor's flaws.
+    let text = line.split_once("] ").map_or(line, |(_, text)| text);
+    let text = text.trim_start();
+    let lower = text.to_lowercase();
+    REPORTS.iter().any(|report| text.starts_with(report))
+        || (level <= WARNING && OURS.iter().any(|word| lower.contains(word)))
+}
