@@ -99,14 +99,20 @@ fn a_corrupt_ring_stops_its_channel_only() {
     let mut got = [0; 10];
     terminal.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"still here");
+    let failures = || -> Vec<u64> {
+        let counters = bus.counters();
+        let failures = counters
+            .iter()
+            .map(|(_, c)| c.failures.load(Ordering::Relaxed));
+        failures.collect()
+    };
+    let begin = Instant::now();
+    while failures() != [1, 0] {
+        assert!(begin.elapsed() < DEADLINE, "{:?}", failures());
+        std::thread::yield_now();
+    }
     // The broken one can be closed and opened anew.
     guest.close(&bus, 1);
-    let failures: Vec<u64> = bus
-        .counters()
-        .iter()
-        .map(|(_, counters)| counters.failures.load(Ordering::Relaxed))
-        .collect();
-    assert_eq!(failures, [1, 0]);
     let mut channel = guest.open(&bus, 1, 16, 2);
     write(&guest, &mut channel, b"again");
 }
@@ -195,15 +201,14 @@ fn messages_are_refused_by_their_port_and_their_number() {
         endpoint: Guid::ZERO,
         service: Guid::ZERO,
     });
+    use host_vsp::hv::Messages;
     let mut refused = 0;
-    while refused < 1000 {
+    while refused < 1000 || guest.log.backlog() < 256 {
         assert!(begin.elapsed() < DEADLINE, "the host swallows everything");
         let status = bus.post_message(0, 1, 1, &socket.encode());
         refused += u32::from(status == Status::INSUFFICIENT_BUFFERS);
     }
-    use host_vsp::hv::Messages;
-    let backlog = guest.log.backlog();
-    assert!((256..400).contains(&backlog), "{backlog}");
+    assert!(guest.log.backlog() < 400);
     // A kernel that comes after it is heard all the same; what follows its contact is its own.
     let contact = InitiateContact::new(Version::V5_3, 0);
     guest.say(&bus, &Message::InitiateContact(contact).encode());
