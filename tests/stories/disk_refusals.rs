@@ -11,6 +11,7 @@ pub(crate) const STORIES: &[Entry] = &[
     Entry::new("beyond_the_end", beyond_the_end),
     Entry::new("read_only", read_only),
     Entry::new("backend_error", backend_error),
+    Entry::new("no_space_on_the_host", no_space),
 ];
 
 /// Blocks of the disks here.
@@ -84,4 +85,32 @@ fn backend_error(story: &mut Story) -> anyhow::Result<()> {
         disk.expect(&mut Pattern::new(seed), request, 1);
     }
     disk.verify(story)
+}
+
+/// A sparse image on a file system that is too small for it: the guest is told, and goes on.
+fn no_space(story: &mut Story) -> anyhow::Result<()> {
+    let (dir, path) = (story.file("small"), story.file("small/disk"));
+    let in_l1 = |line: &str| -> anyhow::Result<()> {
+        let output = story.l1().shell(line).run(NEXT)?;
+        ensure!(output.status.success(), "{line}: {output}");
+        Ok(())
+    };
+    in_l1(&format!(
+        "mkdir {dir} && mount -t tmpfs -o size=1m tmpfs {dir} && truncate -s 8M {path}"
+    ))?;
+    let output = Guest::new(story, "storage,beyond-end")
+        .option("disk.blocks", 4096)
+        .disk(&path)
+        .start()?
+        .end()?;
+    in_l1(&format!("umount {dir}"))?;
+    let log = output.stderr_text();
+    for told in [
+        ": DataProtect, sense 07/27/07",
+        "SCENARIO beyond-end: PASS",
+        "a disk's transfer failed",
+    ] {
+        ensure!(log.contains(told), "nobody said {told:?}: {output}");
+    }
+    Ok(())
 }

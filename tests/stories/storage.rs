@@ -14,6 +14,7 @@ pub(crate) const STORIES: &[Entry] = &[
     Entry::new("buffers_at_odd_offsets", odd_buffers),
     Entry::new("beyond_2_tib", beyond_2_tib),
     Entry::new("two_disks", two_disks),
+    Entry::new("two_machines", two_machines),
     Entry::new("each_cpu_is_interrupted", each_cpu_is_interrupted),
 ];
 
@@ -150,6 +151,40 @@ fn two_disks(story: &mut Story) -> anyhow::Result<()> {
         written.expect(&mut disks[turn as usize % 2]);
     }
     disks.iter().try_for_each(|disk| disk.verify(story))
+}
+
+/// Two machines at work at the same time: each writes to a disk of its own, and both have another
+/// one to read.
+fn two_machines(story: &mut Story) -> anyhow::Result<()> {
+    let shared = Disk::create(story, "shared", BLOCKS)?;
+    let mut own = [
+        Disk::create(story, "first", BLOCKS)?,
+        Disk::create(story, "second", BLOCKS)?,
+    ];
+    let tasks = [Task::random(0, BLOCKS), Task::random(0, BLOCKS)];
+    let mut machines = Vec::new();
+    for (disk, task) in own.iter().zip(tasks) {
+        let guest = Guest::new(story, "storage,console,steady")
+            .disk(&disk.path)
+            .disk(&format!("{},readonly=on", shared.path))
+            .args(["--console", "stdio"]);
+        machines.push(task.tell(guest).start()?);
+    }
+    // None goes on before both are here.
+    for vm in &mut machines {
+        vm.console_says("hello from the guest")?;
+    }
+    for vm in &machines {
+        vm.write(b"go on\n")?;
+    }
+    for vm in machines {
+        vm.pass()?;
+    }
+    for (disk, task) in own.iter_mut().zip(tasks) {
+        task.expect(disk);
+        disk.verify(story)?;
+    }
+    shared.verify(story)
 }
 
 /// The channel is moved from processor to processor, and each of them gets its interrupts.
