@@ -365,8 +365,9 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
     /// The block that starts at `sector`, if that and `length` are whole blocks.
     fn block_of(&self, sector: u64, length: u64) -> Result<u64, StorageError> {
         // `identify` made sure that a block is at least one sector, and a power of two.
-        let block = self.block_size().max(SECTOR_SIZE) as u64;
-        let sectors = block / SECTOR_SIZE as u64;
+        let block = self.block_size().max(SECTOR_SIZE);
+        let sectors = (block / SECTOR_SIZE) as u64;
+        let block = block as u64;
         if length == 0 || !length.is_multiple_of(block) || !sector.is_multiple_of(sectors) {
             return Err(StorageError::Unaligned);
         }
