@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use bed::l1::{Output, Signal};
 use bed::pattern::Pattern;
-use bed::wire::Status;
+use bed::wire::{Status, Stream};
 use e2e::{Entry, Story};
 
 use crate::disk::{BLOCK, Disk, Task};
@@ -17,12 +17,14 @@ pub(crate) const STORIES: &[Entry] = &[
     Entry::new("verdicts_and_power_off", verdicts_and_power_off),
     Entry::new("reset_starts_again", reset_starts_again),
     Entry::new("reset_ends_where_asked", reset_ends_where_asked),
+    Entry::new("reset_in_traffic", reset_in_traffic),
     Entry::new("triple_fault", triple_fault),
     Entry::new("sigterm_amid_writes", sigterm_amid_writes),
     Entry::new("sigint_amid_writes", sigint_amid_writes),
     Entry::new("sigterm_while_booting", sigterm_while_booting),
     Entry::new("sigkill_frees_the_image", sigkill_frees_the_image),
     Entry::new("terminal_is_given_back", terminal_is_given_back),
+    Entry::new("key_that_stops", key_that_stops),
     Entry::new("no_streams_at_all", no_streams_at_all),
     Entry::new("slow_reader_loses_nothing", slow_reader_loses_nothing),
     Entry::new("reader_that_goes", reader_that_goes),
@@ -124,6 +126,25 @@ fn reset_starts_again(story: &mut Story) -> anyhow::Result<()> {
         "something failed: {output}"
     );
     disk.verify(story)?;
+    nothing_is_left(story)
+}
+
+/// Whatever a processor was in the middle of does not reach into its next life.
+fn reset_in_traffic(story: &mut Story) -> anyhow::Result<()> {
+    let mut vm = Guest::new(story, "boot,contact,reset-in-traffic")
+        .cpus(2)
+        .start()?;
+    for round in 1..=story.count(30, 1000) {
+        vm.says("SCENARIO contact: PASS")
+            .with_context(|| format!("boot {round}"))?;
+        vm.says("the machine starts again")?;
+    }
+    let output = ends_by(vm, Signal::TERM, SIGTERM)?;
+    let log = output.stderr_text();
+    ensure!(
+        !log.contains("FAIL") && !log.contains("traffic: "),
+        "something failed: {output}"
+    );
     nothing_is_left(story)
 }
 
@@ -348,6 +369,39 @@ fn terminal_is_given_back(story: &mut Story) -> anyhow::Result<()> {
     }
     ends_by(keyboard, Signal::TERM, SIGTERM)?;
     Ok(())
+}
+
+/// Two guests talk over one terminal; then one types at random, Ctrl-] among it, which ends the
+/// other.
+fn key_that_stops(story: &mut Story) -> anyhow::Result<()> {
+    let mut keyboard = Guest::new(story, "console,console-bulk,wait")
+        .option("console.seconds", NEXT.as_secs())
+        .args(["--console", "pty"])
+        .start()?;
+    let line = keyboard.says("the console is at ")?;
+    let terminal = line.rsplit(' ').next().context("a path")?;
+    let stty = format!("stty -a < {terminal}");
+    let before = story.l1().shell(&stty).run(NEXT)?;
+    // Only a session's own terminal sends signals.
+    let line = format!(
+        "setsid sh -c 'exec \"$0\" \"$@\" <{terminal} >{terminal}' \"$@\" & wait $!; exit $?"
+    );
+    let mut typed_at = story
+        .l1()
+        .shell(&line)
+        .args(["sh", &story.host_vsp_program()?])
+        .args(["run", "--kernel", &story.guest_kernel()?])
+        .args(["--memory", "128M", "--console", "stdio"])
+        .args(["--cmdline", "scenario=console,wait console.seconds=60"])
+        .spawn()?;
+    keyboard.says("console received: hello from the guest")?;
+    typed_at.expect_on(Stream::Stderr, "console received: hello from", NEXT)?;
+    let output = typed_at.finish(NEXT)?;
+    ensure!(output.status.code() == Some(SIGINT), "{output}");
+    let after = story.l1().shell(&stty).run(NEXT)?;
+    ensure!(after == before, "{after} instead of {before}");
+    ends_by(keyboard, Signal::TERM, SIGTERM)?;
+    nothing_is_left(story)
 }
 
 /// Input that has ended, streams that are closed, and the device that is always empty.

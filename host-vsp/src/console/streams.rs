@@ -260,7 +260,9 @@ fn write_output(shared: &Shared, mut to: Box<dyn Write + Send>) {
         let outcome = bytes.chunks(PIECE).try_for_each(|piece| {
             to.write_all(piece)?;
             to.flush()?;
-            shared.lock().written += 1;
+            let mut queues = shared.lock();
+            queues.written = queues.written.wrapping_add(1);
+            drop(queues);
             shared.changed.notify_all();
             Ok::<_, io::Error>(())
         });
