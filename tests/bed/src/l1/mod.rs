@@ -296,10 +296,17 @@ impl Drop for L1 {
     }
 }
 
-/// The last `count` lines of `text`.
+/// Most characters of a line in a message.
+const LINE: usize = 2000;
+
+/// The last `count` lines of `text`, which may be anything, without what a terminal would obey.
 pub(crate) fn tail(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(count)..].join("\n")
+    let shown = lines[lines.len().saturating_sub(count)..].iter().map(|line| {
+        let printed = |c: char| if c.is_control() { '.' } else { c };
+        line.chars().take(LINE).map(printed).collect::<String>()
+    });
+    shown.collect::<Vec<_>>().join("\n")
 }
 
 /// The path of a console log, read leniently.
