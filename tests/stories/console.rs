@@ -98,7 +98,7 @@ fn file(story: &mut Story) -> anyhow::Result<()> {
 
 /// More than either side can store; what goes to the guest is there before anybody listens.
 fn bulk(story: &mut Story) -> anyhow::Result<()> {
-    let bytes = story.count(1 << 20, 1 << 26) as usize;
+    let bytes = story.count(1 << 20, 1 << 22) as usize;
     let seed: u64 = rand::random();
     let vm = Guest::new(story, "console-bulk")
         .option("seed", seed)

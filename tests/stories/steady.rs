@@ -42,7 +42,7 @@ impl Counters {
 /// when the guest waits (many exits: boot, log, disk), and then the window of the run.
 fn steady(story: &mut Story, cpus: u32) -> anyhow::Result<()> {
     const DEPTH: u64 = 32;
-    let reads = story.count(10_000, 300_000);
+    let reads = story.count(10_000, 100_000);
     let trace = Trace::begin(
         story,
         &[

@@ -40,7 +40,7 @@ fn what_was_written(story: &mut Story) -> anyhow::Result<()> {
 /// Each round fills the driver's table with writes and then with reads; the file keeps the last.
 fn in_flight(story: &mut Story) -> anyhow::Result<()> {
     const REQUESTS: u64 = 64;
-    let rounds = story.count(30, 3000);
+    let rounds = story.count(30, 500);
     let seed: u64 = rand::random();
     let mut disk = Disk::create(story, "disk", BLOCKS)?;
     let log = Guest::new(story, "in-flight")
