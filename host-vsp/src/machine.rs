@@ -530,11 +530,17 @@ impl Machine {
             let mut fd = vcpu.lock();
             loop {
                 kicker.begin();
-                if !self.control.is_running() {
-                    break;
-                }
-                if let Some(event) = runner.step(&mut fd) {
+                let stopping = !self.control.is_running();
+                let event = if stopping {
+                    runner.settle(&mut fd)
+                } else {
+                    runner.step(&mut fd)
+                };
+                if let Some(event) = event {
                     self.control.raise(event);
+                }
+                if stopping {
+                    break;
                 }
             }
         }

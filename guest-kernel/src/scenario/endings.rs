@@ -4,7 +4,9 @@
 use super::machine::Machine;
 use super::{Outcome, Scenario};
 use crate::clock::Deadline;
-use crate::{cpu, power, println};
+use crate::cpu::smp;
+use crate::{cpu, hyperv, power, println};
+use core::time::Duration;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -14,6 +16,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             power::reset();
             Err("the machine did not reset".into())
         },
+    },
+    Scenario {
+        name: "reset-in-traffic",
+        about: "resets the machine while its last CPU posts messages without end",
+        run: reset_in_traffic,
     },
     Scenario {
         name: "power-off",
@@ -49,6 +56,32 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         run: wait,
     },
 ];
+
+fn reset_in_traffic(machine: &mut Machine<'_>) -> Outcome {
+    /// Long enough for the other CPU to be in the middle of it.
+    const TRAFFIC: Duration = Duration::from_millis(20);
+    machine.connected_bus()?;
+    let last = smp::online() - 1;
+    if last == 0 {
+        return Err("it takes two CPUs".into());
+    }
+    // It never comes back.
+    smp::run_on(last, traffic, Deadline::after(TRAFFIC));
+    power::reset();
+    Err("the machine did not reset".into())
+}
+
+/// Contact and good-byes.
+fn traffic() {
+    let options = guest_vsc::bus::Options::default();
+    loop {
+        let connected = hyperv::connected_bus(&options);
+        let parted = hyperv::disconnect();
+        if let Err(error) = connected.map(drop).and(parted) {
+            println!("traffic: {error}");
+        }
+    }
+}
 
 fn wait(machine: &mut Machine<'_>) -> Outcome {
     let limit = machine.options.seconds("wait.seconds", 300)?;

@@ -25,6 +25,9 @@ const HYPERVISOR_MESSAGE: u32 = 1 << 31;
 /// Vectors below this one are the processor's exceptions.
 const FIRST_VECTOR: u8 = 16;
 
+/// Exits in a row that one instruction may take to finish.
+const MOST_PARTS: usize = 64;
+
 /// What a processor needs to run.
 pub struct Runner<'a> {
     /// Its VM.
@@ -53,6 +56,30 @@ impl Runner<'_> {
     /// [`Kicker::begin`](super::ioctls::Kicker::begin) and looked at whether to stop since.
     pub fn step(&self, fd: &mut VcpuFd) -> Option<Event> {
         self.vm.synic().deliver(self.vp);
+        self.visit(fd)?.1
+    }
+
+    /// Lets KVM finish what the last exit left half done, without running the guest.
+    ///
+    /// A hypercall's result, a read's value and the step over the instruction take effect only at
+    /// the next `KVM_RUN`. Whoever looks at the registers of a stopped processor would miss them,
+    /// and whoever writes them, as a reset does, would have them written over.
+    pub fn settle(&self, fd: &mut VcpuFd) -> Option<Event> {
+        let mut event = None;
+        // A string instruction comes out once for each page; nothing comes out more often.
+        for _ in 0..MOST_PARTS {
+            self.vm.kickers().get(self.vp as usize)?.kick();
+            let (reason, new) = self.visit(fd)?;
+            event = event.or(new);
+            if reason == Return::Interrupted {
+                break;
+            }
+        }
+        event
+    }
+
+    /// One `KVM_RUN`, and what to do about its exit.
+    fn visit(&self, fd: &mut VcpuFd) -> Option<(Return, Option<Event>)> {
         let kicker = self.vm.kickers().get(self.vp as usize)?;
         kicker.enter();
         let exit = fd.run();
@@ -81,7 +108,7 @@ impl Runner<'_> {
             }
         };
         self.counters.returned(self.vp, reason);
-        event
+        Some((reason, event))
     }
 
     fn classify(&self, exit: Result<VcpuExit<'_>, kvm_ioctls::Error>) -> (Return, Then) {
