@@ -302,10 +302,12 @@ const LINE: usize = 2000;
 /// The last `count` lines of `text`, which may be anything, without what a terminal would obey.
 pub(crate) fn tail(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
-    let shown = lines[lines.len().saturating_sub(count)..].iter().map(|line| {
-        let printed = |c: char| if c.is_control() { '.' } else { c };
-        line.chars().take(LINE).map(printed).collect::<String>()
-    });
+    let shown = lines[lines.len().saturating_sub(count)..]
+        .iter()
+        .map(|line| {
+            let printed = |c: char| if c.is_control() { '.' } else { c };
+            line.chars().take(LINE).map(printed).collect::<String>()
+        });
     shown.collect::<Vec<_>>().join("\n")
 }
 
