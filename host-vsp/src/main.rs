@@ -144,7 +144,6 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
         .transpose()?;
     let kvm = machine::open_kvm()?;
     let machine = Arc::new(Machine::new(&kvm, config, payload)?);
-    let manager = Manager::new(Arc::clone(&machine), options.payload(), None);
     let serial = options.serial();
     let serial_file = match &serial {
         cli::Serial::File(path) => Some(OutputFile::open(cli::SERIAL, path)?),
@@ -165,15 +164,16 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
     let console = console.transpose().context("no console")?;
 
     let stopped_by = Arc::new(AtomicI32::new(0));
-    let (services, shutdown) = if options.no_ic {
+    let (services, handles) = if options.no_ic {
         (Vec::new(), None)
     } else {
         let (vsps, handles) = ic::Services::new(machine.clock()).context("no timers")?;
-        (vsps, Some(handles.shutdown))
+        (vsps, Some(handles))
     };
+    let manager = Manager::new(Arc::clone(&machine), options.payload(), handles.clone());
     let obedience = Obedience {
         handle: machine.handle(),
-        shutdown,
+        shutdown: handles.map(|handles| handles.shutdown),
         patience: Duration::from_secs(options.shutdown_timeout),
         stopped_by: Arc::clone(&stopped_by),
         stderr: stderr.clone(),
