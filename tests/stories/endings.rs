@@ -542,17 +542,19 @@ fn reader_that_never_reads(story: &mut Story) -> anyhow::Result<()> {
     nothing_is_left(story)
 }
 
-/// The guest logs more than a pipe holds, and nobody reads it: its console still talks, and the
-/// host can still end it.
+/// The log goes to a pipe that is full and that nobody reads: the guest's console still talks, and
+/// the host can still end it.
 fn log_that_nobody_reads(story: &mut Story) -> anyhow::Result<()> {
     let pipe = pipe(story)?;
-    let lists = "list,".repeat(60);
+    // As much as a pipe holds; open both ways, so that there is a reader, who is no one.
+    let fill = format!("exec 3<>{pipe}; head -c 65536 /dev/zero >&3; echo full; read never");
+    let mut nobody = story.l1().shell(&fill).spawn()?;
+    nobody.expect("full", NEXT)?;
     let seed: u64 = rand::random();
-    let scenarios = format!("{lists}console,wait");
-    let mut vm = Guest::new(story, &scenarios)
+    let mut vm = Guest::new(story, "list,console,wait")
         .option("seed", seed)
         .args(["--console", "stdio"])
-        .redirected(&format!("3<>{pipe} 2>{pipe}"))
+        .redirected(&format!("2>{pipe}"))
         .start()?;
     vm.console_says(&format!("hello from the guest, seed {seed:#x}"))?;
     vm.write(b"are you there?\n")?;
