@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -435,15 +436,20 @@ pub fn parse() -> Result<Cli, (String, bool)> {
 
 fn parse_from<T>(arguments: impl IntoIterator<Item = T>) -> Result<Cli, (String, bool)>
 where
-    T: Into<std::ffi::OsString> + Clone,
+    T: Into<OsString>,
 {
-    let cli = Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
+    let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+    let help = match arguments.get(1) {
+        Some(word) if word == "ctl" => "ctl --help",
+        _ => "run --help",
+    };
+    let cli = Cli::try_parse_from(&arguments).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => (error.to_string(), true),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => (
             "say what to do, `run`, `check` or `ctl`; see host-vsp --help".to_owned(),
             false,
         ),
-        _ => (sentence(&error.to_string()), false),
+        _ => (sentence(&error.to_string(), help), false),
     })?;
     if let Command::Run(run) = &cli.command {
         run.check().map_err(|error| (error, false))?;
@@ -452,7 +458,7 @@ where
 }
 
 /// The first paragraph of clap's message on one line, and where to find more.
-fn sentence(message: &str) -> String {
+fn sentence(message: &str, help: &str) -> String {
     let first: Vec<&str> = message
         .lines()
         .take_while(|line| !line.trim().is_empty())
@@ -460,7 +466,7 @@ fn sentence(message: &str) -> String {
         .collect();
     let first = first.join(" ");
     let first = first.strip_prefix("error: ").unwrap_or(&first);
-    format!("{first}; see host-vsp run --help")
+    format!("{first}; see host-vsp {help}")
 }
 
 #[cfg(test)]
@@ -547,6 +553,11 @@ mod tests {
             "host-vsp run --kernel k --cpus x",
             "host-vsp run --kernel k --cpus -1",
             "host-vsp run --kernel k --memory 12",
+            "host-vsp ctl",
+            "host-vsp ctl --api-socket s",
+            "host-vsp ctl --api-socket s dance",
+            "host-vsp ctl --api-socket s add-disk readonly=on",
+            "host-vsp ctl --api-socket s resize-disk disk0 7",
             "host-vsp dance",
             "host-vsp",
         ] {

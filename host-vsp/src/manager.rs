@@ -171,7 +171,8 @@ impl Manager {
                 controller_name(number)
             ))
         })?;
-        // Waits until the controller's requests are done and its disks are flushed.
+        // Waits until the controller's requests are done and its disks are flushed. Nobody may
+        // offer another one of that name before.
         self.machine.bus().rescind(place.device);
         devices.disks.retain(|_, disk| disk.controller != number);
         Ok(())
@@ -370,10 +371,12 @@ impl Vm for Manager {
             return self.remove_controller(&mut devices, number);
         }
         let disk = devices.disk(id)?;
-        let outcome = devices.handle(disk)?.detach(disk.lun);
-        // Whatever became of it, it is no disk of the machine any more.
+        let (handle, lun) = (devices.handle(disk)?.clone(), disk.lun);
+        // Whatever becomes of it, it is no disk of the machine any more. It may take its time, in
+        // which others may ask how the machine is.
         devices.disks.remove(id);
-        Ok(outcome?)
+        drop(devices);
+        Ok(handle.detach(lun)?)
     }
 
     fn resize_disk(&self, id: &str, size: u64) -> Result<(), Error> {
