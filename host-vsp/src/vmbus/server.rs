@@ -165,6 +165,10 @@ impl VmBus {
 
     /// Stops all channels where they are and gives the state of everything. The guest must be
     /// stopped. `None` where the bus has ended.
+    ///
+    /// Messages that were posted and are not in the guest's slot yet are not part of it: they are
+    /// the hypervisor's ([`Messages`](crate::hv::Messages)), as are the guest's registers, and
+    /// whoever takes the bus elsewhere takes both along.
     pub fn pause(&self) -> Option<SavedBus> {
         self.ask(Command::Pause)
     }
