@@ -28,7 +28,10 @@ fn at(story: &mut Story, version: &str) -> anyhow::Result<()> {
         .disk(&disk.path)
         .verbose();
     let log = task.tell(guest).run()?;
-    for words in [&format!("VMBus {version}, "), "offer: relid 1, class ba6163d9-"] {
+    for words in [
+        &format!("VMBus {version}, "),
+        "offer: relid 1, class ba6163d9-",
+    ] {
         ensure!(log.contains(words), "not {words:?}: {log}");
     }
     expect_talk(&log, &[&accepted(version), "unload"])?;
