@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use host_vsp::api::client::{CallError, call};
-use host_vsp::api::model::{Disk, DiskConfig, RemoveDevice, ResizeDisk, VmInfo};
+use host_vsp::api::model::{Disk, DiskConfig, RemoveDevice, ResizeDisk, TypeText, VmInfo};
 use hyper::Method;
 use serde::Serialize;
 use serde_json::Value;
@@ -35,6 +35,16 @@ pub enum Action {
     Info,
     /// Print all counters
     Counters,
+    /// Say what the guest's own drivers say and would listen to
+    Guest,
+    /// Type on the machine's keyboard
+    Type {
+        /// What to type, on a keyboard of the United States
+        text: String,
+        /// Do not press Enter after it
+        #[arg(long)]
+        no_enter: bool,
+    },
     /// Stop the machine where it is
     Pause,
     /// Let a paused machine go on
@@ -102,6 +112,12 @@ impl Ctl {
         match &self.action {
             Action::Info => get("vm.info"),
             Action::Counters => get("vm.counters"),
+            Action::Guest => get("vm.guest"),
+            Action::Type { text, no_enter } => {
+                let enter = if *no_enter { "" } else { "\n" };
+                let text = format!("{text}{enter}");
+                self.put_body("vm.type-text", &TypeText { text })
+            }
             Action::Pause => put("vm.pause"),
             Action::Resume => put("vm.resume"),
             Action::Shutdown => put("vm.shutdown"),

@@ -164,16 +164,24 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
     let console = console.transpose().context("no console")?;
 
     let stopped_by = Arc::new(AtomicI32::new(0));
-    let (services, handles) = if options.no_ic {
+    let (mut vsps, services) = if options.no_ic {
         (Vec::new(), None)
     } else {
-        let (vsps, handles) = ic::Services::new(machine.clock()).context("no timers")?;
-        (vsps, Some(handles))
+        let (vsps, services) = ic::Services::new(machine.clock()).context("no timers")?;
+        (vsps, Some(services))
     };
-    let manager = Manager::new(Arc::clone(&machine), options.payload(), handles.clone());
+    let keyboard = if options.no_keyboard {
+        None
+    } else {
+        let (vsp, keyboard) = Keyboard::new().context("no keyboard")?;
+        vsps.push(vsp);
+        Some(keyboard)
+    };
+    let shutdown = services.as_ref().map(|services| services.shutdown.clone());
+    let manager = Manager::new(Arc::clone(&machine), options.payload(), services, keyboard);
     let obedience = Obedience {
         handle: machine.handle(),
-        shutdown: handles.map(|handles| handles.shutdown),
+        shutdown,
         patience: Duration::from_secs(options.shutdown_timeout),
         stopped_by: Arc::clone(&stopped_by),
         stderr: stderr.clone(),
@@ -185,11 +193,7 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
     if let Some(console) = console {
         machine.bus().offer(Box::new(Console::new(console)))?;
     }
-    for service in services {
-        machine.bus().offer(service)?;
-    }
-    if !options.no_keyboard {
-        let (vsp, _keyboard) = Keyboard::new().context("no keyboard")?;
+    for vsp in vsps {
         machine.bus().offer(vsp)?;
     }
     let log = match &serial {

@@ -11,10 +11,12 @@ use std::time::Duration;
 use vmbus_proto::guid::Guid;
 
 use crate::api::model::{
-    Counters, CpusConfig, Disk, DiskConfig, MemoryConfig, PayloadConfig, State, VmConfig, VmInfo,
+    Counters, CpusConfig, Disk, DiskConfig, GuestInfo, Heartbeat, MemoryConfig, PayloadConfig,
+    State, VmConfig, VmInfo,
 };
 use crate::api::{Error, Vm};
-use crate::ic::{Services, ShutdownKind};
+use crate::ic::{Life, Services, ShutdownKind};
+use crate::keyboard::Keyboard;
 use crate::machine::{Machine, RunState};
 use crate::storage::{AttachError, ChangeError, Controller, ControllerHandle, RawFile};
 use crate::vmbus::DeviceId;
@@ -51,6 +53,7 @@ pub struct Manager {
     machine: Arc<Machine>,
     payload: PayloadConfig,
     services: Option<Services>,
+    keyboard: Option<Keyboard>,
     devices: Mutex<Devices>,
 }
 
@@ -91,12 +94,18 @@ fn instance(number: u16) -> Guid {
 
 impl Manager {
     /// Manages `machine`, which boots `payload`. Where there are `services`, the guest is asked to
-    /// shut down, and learns the time after a pause.
-    pub fn new(machine: Arc<Machine>, payload: PayloadConfig, services: Option<Services>) -> Self {
+    /// shut down, and learns the time after a pause; where there is a `keyboard`, it can be typed on.
+    pub fn new(
+        machine: Arc<Machine>,
+        payload: PayloadConfig,
+        services: Option<Services>,
+        keyboard: Option<Keyboard>,
+    ) -> Self {
         Self {
             machine,
             payload,
             services,
+            keyboard,
             devices: Mutex::default(),
         }
     }
@@ -313,6 +322,39 @@ impl Vm for Manager {
             },
             state: self.state(),
             memory_actual_size: config.memory,
+        })
+    }
+
+    fn guest(&self) -> Result<GuestInfo, Error> {
+        let services = self.services.as_ref();
+        let (life, beats) = services.map_or((Life::NoContact, 0), |services| {
+            (services.heartbeat.status(), services.heartbeat.beats())
+        });
+        Ok(GuestInfo {
+            heartbeat: match life {
+                Life::NoContact => Heartbeat::NoContact,
+                Life::Alive { .. } => Heartbeat::Alive,
+                Life::Critical => Heartbeat::Critical,
+                Life::Lost => Heartbeat::Lost,
+            },
+            beats,
+            shutdown: services.is_some_and(|services| services.shutdown.is_ready()),
+            kvp: services.is_some_and(|services| services.kvp.is_ready()),
+            vss: services.is_some_and(|services| services.vss.is_ready()),
+            keyboard: self.keyboard.as_ref().is_some_and(Keyboard::is_ready),
+        })
+    }
+
+    fn type_text(&self, text: &str) -> Result<(), Error> {
+        use crate::ic::Error as Guest;
+        let keyboard = self.keyboard.as_ref().ok_or_else(|| {
+            Error::Conflict("the machine has no keyboard: run it without --no-keyboard".into())
+        })?;
+        keyboard.type_text(text).map_err(|error| match error {
+            Guest::Unsuitable => Error::BadRequest(
+                "a keyboard of the United States has no key for some character of the text".into(),
+            ),
+            other => Error::Conflict(format!("the text is not typed: {other}")),
         })
     }
 

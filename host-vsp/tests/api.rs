@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use host_vsp::api::client::{CallError, call};
 use host_vsp::api::model::{
-    Counters, CpusConfig, Disk, DiskConfig, MemoryConfig, PayloadConfig, Ping, RemoveDevice,
-    ResizeDisk, State, VmConfig, VmInfo,
+    Counters, CpusConfig, Disk, DiskConfig, GuestInfo, Heartbeat, MemoryConfig, PayloadConfig,
+    Ping, RemoveDevice, ResizeDisk, State, VmConfig, VmInfo,
 };
 use host_vsp::api::{Error, Server, Vm};
 use hyper::Method;
@@ -107,6 +107,22 @@ impl Vm for Fake {
         self.note(format!("remove {id}"))
     }
 
+    fn guest(&self) -> Result<GuestInfo, Error> {
+        self.note("guest")?;
+        Ok(GuestInfo {
+            heartbeat: Heartbeat::Alive,
+            beats: 7,
+            shutdown: true,
+            kvp: false,
+            vss: true,
+            keyboard: false,
+        })
+    }
+
+    fn type_text(&self, text: &str) -> Result<(), Error> {
+        self.note(format!("type {text:?}"))
+    }
+
     fn resize_disk(&self, id: &str, size: u64) -> Result<(), Error> {
         self.note(format!("resize {id} {size}"))
     }
@@ -185,6 +201,8 @@ fn every_call_reaches_the_machine() {
     );
     let counters: Counters = serde_json::from_value(api.get("vm.counters")).unwrap();
     assert_eq!(counters.returns["msr"], 9);
+    let guest: GuestInfo = serde_json::from_value(api.get("vm.guest")).unwrap();
+    assert_eq!((guest.heartbeat, guest.beats), (Heartbeat::Alive, 7));
     drop(api.gate.take());
     for name in [
         "pause",
@@ -213,6 +231,8 @@ fn every_call_reaches_the_machine() {
     });
     put("vm.resize-disk", &body.unwrap());
     assert_eq!(api.last(), format!("resize disk1 {}", 1_u64 << 50));
+    put("vm.type-text", &json!({"text": "a\nb"}));
+    assert_eq!(api.last(), r#"type "a\nb""#);
     put(
         "vm.remove-device",
         &serde_json::to_value(RemoveDevice { id }).unwrap(),
@@ -253,6 +273,13 @@ fn what_goes_wrong_has_a_status_and_a_sentence() {
         ),
         (
             "PUT",
+            "vm.type-text",
+            r#"{"text": "a", "enter": true}"#,
+            400,
+            "enter",
+        ),
+        (
+            "PUT",
             "vm.resize-disk",
             "{\"id\":\"a\",\"desired_size\":-1}",
             400,
@@ -286,6 +313,7 @@ fn the_description_has_every_call_and_only_those() {
         [
             "/api/v1/vm.add-disk",
             "/api/v1/vm.counters",
+            "/api/v1/vm.guest",
             "/api/v1/vm.info",
             "/api/v1/vm.pause",
             "/api/v1/vm.power-off",
@@ -295,6 +323,7 @@ fn the_description_has_every_call_and_only_those() {
             "/api/v1/vm.resize-disk",
             "/api/v1/vm.resume",
             "/api/v1/vm.shutdown",
+            "/api/v1/vm.type-text",
             "/api/v1/vmm.ping",
         ]
     );

@@ -11,6 +11,7 @@ mod endings;
 mod flush;
 mod guest;
 mod linux;
+mod linux_services;
 mod linux_smp;
 mod linux_versions;
 mod refusals_of_users;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         ("bed", bed_itself::STORIES),
         ("check", check::STORIES),
         ("linux", linux::STORIES),
+        ("linux_services", linux_services::STORIES),
         ("linux_smp", linux_smp::STORIES),
         ("linux_versions", linux_versions::STORIES),
         ("boot", boot::STORIES),

@@ -113,6 +113,18 @@ impl<'a> Stock<'a> {
         self
     }
 
+    /// Adds a module of the kernel to those that every guest loads.
+    pub(crate) fn module(mut self, name: &'a str) -> Self {
+        self.modules.push(name);
+        self
+    }
+
+    /// Adds arguments of `host-vsp run`.
+    pub(crate) fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.arguments.extend(args.into_iter().map(Into::into));
+        self
+    }
+
     /// Boots it and waits for its shell.
     pub(crate) fn boot(self) -> anyhow::Result<Linux> {
         let kernel = Kernel::get(self.series)?;
@@ -221,6 +233,21 @@ impl Linux {
             .process
             .expect_line_on(Stream::Stderr, "{\"counters\":\"now\"", COMMAND)?;
         Ok(serde_json::from_str(&line)?)
+    }
+
+    /// Sends a signal to `host-vsp`.
+    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        Ok(self.process.signal(signal)?)
+    }
+
+    /// Waits for a line of the guest, or of anybody else on its console.
+    pub(crate) fn says(&mut self, text: &str) -> anyhow::Result<String> {
+        Ok(self.process.expect_line_on(Stream::Stdout, text, COMMAND)?)
+    }
+
+    /// Waits for the end of `host-vsp`; what it said.
+    pub(crate) fn end(self) -> anyhow::Result<Output> {
+        Ok(self.process.finish(POWER_OFF)?)
     }
 
     /// Powers off, which must end `host-vsp` well; what it said.

@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::machine::NotNow;
-use model::{Counters, Disk, DiskConfig, VmInfo};
+use model::{Counters, Disk, DiskConfig, GuestInfo, VmInfo};
 use socket::{BindError, Socket};
 
 /// How long calls that are being answered may hold up the end.
@@ -59,6 +59,10 @@ pub trait Vm: Send + Sync {
     /// # Errors
     /// This call and all others: why it was not carried out.
     fn info(&self) -> Result<VmInfo, Error>;
+    /// What its guest says and would listen to.
+    fn guest(&self) -> Result<GuestInfo, Error>;
+    /// Types on its keyboard.
+    fn type_text(&self, text: &str) -> Result<(), Error>;
     /// What it has counted.
     fn counters(&self) -> Result<Counters, Error>;
     /// Stops it where it is.

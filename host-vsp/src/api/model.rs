@@ -49,6 +49,44 @@ pub struct VmInfo {
     pub memory_actual_size: u64,
 }
 
+/// Body of `vm.guest`: what the guest's own drivers say and would listen to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuestInfo {
+    /// How its heart beats.
+    pub heartbeat: Heartbeat,
+    /// Beats since the machine was made.
+    pub beats: u64,
+    /// Whether it can be asked to shut down and to restart.
+    pub shutdown: bool,
+    /// Whether it has key-value pairs.
+    pub kvp: bool,
+    /// Whether its file systems can be frozen.
+    pub vss: bool,
+    /// Whether it listens to the keyboard.
+    pub keyboard: bool,
+}
+
+/// How a guest's heart beats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum Heartbeat {
+    /// Not yet, not any more since its driver left, or not while it is paused.
+    NoContact,
+    /// It beats.
+    Alive,
+    /// It beats, but the guest says that what it is there for has failed.
+    Critical,
+    /// It has stopped.
+    Lost,
+}
+
+/// Body of `vm.type-text`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TypeText {
+    /// What to type, with the layout of the United States; a new line is Enter.
+    pub text: String,
+}
+
 /// What a machine is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VmConfig {

@@ -14,7 +14,10 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::model::{Counters, Disk, DiskConfig, Ping, Problem, RemoveDevice, ResizeDisk, VmInfo};
+use super::model::{
+    Counters, Disk, DiskConfig, GuestInfo, Ping, Problem, RemoveDevice, ResizeDisk, TypeText,
+    VmInfo,
+};
 use super::{Error, Vm};
 
 /// What all paths begin with.
@@ -40,6 +43,8 @@ pub fn router(vm: Arc<dyn Vm>) -> Router {
         .routes(routes!(ping))
         .routes(routes!(info))
         .routes(routes!(counters))
+        .routes(routes!(guest))
+        .routes(routes!(type_text))
         .routes(routes!(pause))
         .routes(routes!(resume))
         .routes(routes!(shutdown))
@@ -145,6 +150,25 @@ async fn info(vm: Machine) -> Result<Json<VmInfo>, Error> {
 #[utoipa::path(get, path = "/vm.counters", responses((status = 200, body = Counters)))]
 async fn counters(vm: Machine) -> Result<Json<Counters>, Error> {
     call(vm, |vm| vm.counters()).await.map(Json)
+}
+
+/// What the guest's own drivers say and would listen to.
+#[utoipa::path(get, path = "/vm.guest", responses((status = 200, body = GuestInfo)))]
+async fn guest(vm: Machine) -> Result<Json<GuestInfo>, Error> {
+    call(vm, |vm| vm.guest()).await.map(Json)
+}
+
+/// Types on the machine's keyboard. Answered before the guest has read it.
+#[utoipa::path(put, path = "/vm.type-text", request_body = TypeText, responses(
+    (status = 204, description = "It is typed."),
+    (status = 400, body = Problem, description = "There is no key for some character."),
+    (status = 409, body = Problem, description = "The guest does not listen to the keyboard."),
+))]
+async fn type_text(vm: Machine, body: Body) -> Response {
+    match parse::<TypeText>(body) {
+        Ok(typed) => done(vm, move |vm| vm.type_text(&typed.text)).await,
+        Err((status, error)) => problem(status, error),
+    }
 }
 
 /// Stops the machine where it is; when this is answered, nothing of it runs.
