@@ -135,7 +135,7 @@ impl Vsp for Console {
 
     fn quiesce(&mut self) {
         // All bytes were copied out of guest memory when they were taken.
-        self.backend.write(&mut self.conversation.output);
+        self.backend.write_last(&mut self.conversation.output);
     }
 
     fn save(&self) -> Vec<u8> {

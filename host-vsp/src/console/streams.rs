@@ -167,12 +167,22 @@ impl Streams {
     /// Takes bytes for output off the front of `bytes`; whether all of them. If not, the event
     /// fires when there is room.
     pub(super) fn write(&self, bytes: &mut VecDeque<u8>) -> bool {
+        self.write_up_to(LIMIT, bytes)
+    }
+
+    /// Takes the last bytes of a conversation, for which there is twice the room: nobody comes
+    /// back with those that are left.
+    pub(super) fn write_last(&self, bytes: &mut VecDeque<u8>) {
+        self.write_up_to(2 * LIMIT, bytes);
+    }
+
+    fn write_up_to(&self, limit: usize, bytes: &mut VecDeque<u8>) -> bool {
         let mut queues = self.shared.lock();
         if queues.broken {
             bytes.clear();
             return true;
         }
-        let room = LIMIT.saturating_sub(queues.output.len());
+        let room = limit.saturating_sub(queues.output.len());
         let length = room.min(bytes.len());
         queues.output.extend(bytes.drain(..length));
         queues.want_room = !bytes.is_empty();
