@@ -60,14 +60,8 @@ pub enum Action {
     /// Add a disk while the machine runs
     AddDisk {
         /// The image or block device, and how it is used
-        #[arg(value_name = "path=FILE[,readonly=on]")]
+        #[arg(value_name = cli::disk::FIELDS)]
         disk: cli::Disk,
-        /// Its name [default: disk and a number]
-        #[arg(long)]
-        id: Option<String>,
-        /// The controller it is put on, scsi0 to scsi7 [default: scsi0]
-        #[arg(long)]
-        controller: Option<String>,
     },
     /// Remove a disk, or a controller with its disks
     RemoveDevice {
@@ -125,17 +119,13 @@ impl Ctl {
             Action::Reboot => put("vm.reboot"),
             Action::Reset => put("vm.reset"),
             Action::AddDisk {
-                disk,
-                id,
-                controller,
+                disk: cli::Disk(disk),
             } => {
                 // The machine may be in another directory.
                 let path = std::path::absolute(&disk.path).unwrap_or_else(|_| disk.path.clone());
                 let config = DiskConfig {
                     path,
-                    readonly: disk.readonly,
-                    id: id.clone(),
-                    controller: controller.clone(),
+                    ..disk.clone()
                 };
                 self.put_body("vm.add-disk", &config)
             }

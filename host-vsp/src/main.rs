@@ -135,7 +135,7 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
     let disks = options
         .disks
         .iter()
-        .map(|disk| OpenDisk::open(disk.config()))
+        .map(|cli::Disk(disk)| OpenDisk::open(disk.clone()))
         .collect::<Result<Vec<_>, _>>()?;
     let socket = options
         .api_socket

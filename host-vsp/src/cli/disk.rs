@@ -1,0 +1,92 @@
+//! The value of `--disk`.
+
+use std::str::FromStr;
+
+use host_vsp::api::model::DiskConfig;
+
+/// What a disk is described by, for usage lines and messages.
+pub const FIELDS: &str = "path=FILE[,readonly=on][,id=NAME][,controller=scsiN]";
+
+/// A disk as it is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk(pub DiskConfig);
+
+impl FromStr for Disk {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut config = DiskConfig::default();
+        for field in fields(text) {
+            match field.split_once('=') {
+                Some(("path", value)) if !value.is_empty() => config.path = value.into(),
+                Some(("readonly", value)) => config.readonly = switch("readonly", value)?,
+                Some(("id", value)) => config.id = Some(value.into()),
+                Some(("controller", value)) => config.controller = Some(value.into()),
+                _ => return Err(format!("{field:?} is not one of {FIELDS}")),
+            }
+        }
+        if config.path.as_os_str().is_empty() {
+            return Err("the path is missing: path=FILE".into());
+        }
+        Ok(Self(config))
+    }
+}
+
+/// A field that is on or off.
+fn switch(name: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("{name} is on or off, not {value:?}")),
+    }
+}
+
+/// The fields between commas; two commas stand for one within a field.
+fn fields(text: &str) -> Vec<String> {
+    let mut fields = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        match (c, fields.last_mut()) {
+            (',', _) if rest.next_if_eq(&',').is_none() => fields.push(String::new()),
+            (c, Some(field)) => field.push(c),
+            _ => {}
+        }
+    }
+    fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_have_a_path() {
+        let disk = |text: &str| text.parse::<Disk>();
+        let plain = DiskConfig {
+            path: "a".into(),
+            ..DiskConfig::default()
+        };
+        assert_eq!(disk("path=a"), Ok(Disk(plain)));
+        assert_eq!(
+            disk("path=a,,b,readonly=on,id=root,controller=scsi1"),
+            Ok(Disk(DiskConfig {
+                path: "a,b".into(),
+                readonly: true,
+                id: Some("root".into()),
+                controller: Some("scsi1".into()),
+            }))
+        );
+        for wrong in [
+            "",
+            "a",
+            "path=",
+            "path=a,",
+            "path=a,readonly",
+            "readonly=on",
+            "path=a,x=1",
+            "path=a,readonly=yes",
+        ] {
+            assert!(disk(wrong).is_err(), "{wrong}");
+        }
+    }
+}
