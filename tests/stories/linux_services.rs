@@ -7,8 +7,8 @@ use anyhow::{Context, ensure};
 use bed::l1::Signal;
 use bed::provision::kernel::Series;
 use e2e::{Entry, Story};
-use serde_json::Value;
 
+use crate::ctl::Ctl;
 use crate::stock::{COMMAND, Linux, Stock};
 
 pub(crate) const STORIES: &[Entry] = &[
@@ -30,52 +30,11 @@ const NEVER: &str = "#!/bin/sh\nsleep 1000\n";
 /// console, one after the other.
 const SKEW: i64 = 5;
 
-/// The API of the machine under test.
-struct Ctl<'a> {
-    story: &'a Story,
-    socket: String,
-}
-
-impl<'a> Ctl<'a> {
-    fn new(story: &'a Story) -> Self {
-        let socket = story.file("api");
-        Self { story, socket }
-    }
-
-    fn call(&self, words: &[&str]) -> anyhow::Result<String> {
-        let program = self.story.host_vsp_program()?;
-        let options = ["ctl", "--json", "--api-socket", &self.socket];
-        let words = options.into_iter().chain(words.iter().copied());
-        let output = self.story.l1().command(&program).args(words).run(COMMAND)?;
-        ensure!(output.status.success(), "{output}");
-        Ok(output.stdout_text())
-    }
-
-    /// Waits until the guest's drivers are as `condition` says.
-    fn wait_guest(&self, what: &str, condition: impl Fn(&Value) -> bool) -> anyhow::Result<()> {
-        let begin = Instant::now();
-        loop {
-            let guest: Value = serde_json::from_str(&self.call(&["guest"])?)?;
-            if condition(&guest) {
-                return Ok(());
-            }
-            ensure!(begin.elapsed() < COMMAND, "{what} does not come: {guest}");
-            thread::sleep(Duration::from_millis(200));
-        }
-    }
-
-    fn wait_drivers(&self) -> anyhow::Result<()> {
-        self.wait_guest("the guest's drivers", |guest| {
-            guest["heartbeat"] == "Alive" && guest["shutdown"] == true && guest["keyboard"] == true
-        })
-    }
-}
-
 fn boot(story: &Story, series: Series, ctl: &Ctl<'_>, poweroff: &str) -> anyhow::Result<Linux> {
     let mut linux = Stock::new(story, series)
         .program("bin/orderly", poweroff)
         .module("evdev")
-        .args(["--api-socket", &ctl.socket, "--shutdown-timeout", "15"])
+        .args(["--api-socket", ctl.socket(), "--shutdown-timeout", "15"])
         .boot()?;
     linux.sh("echo /bin/orderly >/proc/sys/kernel/poweroff_cmd")?;
     ctl.wait_drivers()?;
@@ -113,7 +72,7 @@ fn services(story: &mut Story, series: Series) -> anyhow::Result<()> {
 fn beats(linux: &mut Linux, ctl: &Ctl<'_>) -> anyhow::Result<()> {
     let version = linux.sh("dmesg | grep -o 'Heartbeat IC version.*'")?;
     ensure!(version == "Heartbeat IC version 3.0", "{version}");
-    let guest: Value = serde_json::from_str(&ctl.call(&["guest"])?)?;
+    let guest = ctl.json(&["guest"])?;
     let before = guest["beats"].as_u64().context("no beats")?;
     ctl.wait_guest("the next beat", |guest| {
         guest["beats"].as_u64() >= Some(before + 2)

@@ -5,6 +5,7 @@ mod boot;
 mod check;
 mod console;
 mod contact;
+mod ctl;
 mod disk;
 mod disk_refusals;
 mod endings;
