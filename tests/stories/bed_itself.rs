@@ -1,9 +1,10 @@
 //! The bed is what it says it is: a KVM with Hyper-V support, and an API that tells the truth.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
-use bed::l1::{L1, Signal};
+use bed::l1::{Drive, L1, Signal};
 use e2e::{Entry, Story};
 
 pub(crate) const STORIES: &[Entry] = &[
@@ -15,6 +16,9 @@ pub(crate) const STORIES: &[Entry] = &[
 ];
 
 const SHORT: Duration = Duration::from_secs(20);
+
+/// Bytes of the disks of an L1.
+const DRIVE: usize = 1 << 20;
 
 fn kvm_has_hyperv(story: &mut Story) -> anyhow::Result<()> {
     // SYNIC2, EVENTFD, CPUID, as in `KVM_CAP_HYPERV_…`.
@@ -101,9 +105,25 @@ fn deadlines_and_signals(story: &mut Story) -> anyhow::Result<()> {
     }
 }
 
-/// An L1 of its own, since this one is not to come back.
+/// An L1 of its own, since this one is not to come back; what it wrote to its disk is.
 fn a_dead_l1_is_noticed(_: &mut Story) -> anyhow::Result<()> {
-    let l1 = L1::boot()?;
+    let dir = tempfile::tempdir()?;
+    let [kept, source] = ["kept", "source"].map(|name| dir.path().join(name));
+    fs::write(&kept, vec![0; DRIVE])?;
+    fs::write(&source, vec![7; DRIVE])?;
+    let l1 = L1::setup()
+        .drive(Drive::scratch("scratch", &source))
+        .drive(Drive::written("kept", &kept))
+        .drive(Drive::read_only("source", &source))
+        .boot()?;
+    let [from, to, scratch] = [l1.drive("source")?, l1.drive("kept")?, l1.drive("scratch")?];
+    let copy = format!(
+        "dd if={from} of={to} bs=4k oflag=direct && dd if=/dev/zero of={scratch} bs=4k count=1 && \
+         sync && cmp {from} {to} && ! cmp -s {from} {scratch} && ! dd if={to} of={from}"
+    );
+    let copied = l1.shell(&copy).run(SHORT)?;
+    ensure!(copied.status.success(), "{copied}");
+
     let mut waiting = l1.shell("echo begun; sleep 100").spawn()?;
     waiting.expect("begun", SHORT)?;
     let panic = l1.shell("echo c > /proc/sysrq-trigger").spawn();
@@ -118,5 +138,12 @@ fn a_dead_l1_is_noticed(_: &mut Story) -> anyhow::Result<()> {
         matches!(l1.check(), Err(bed::Error::BedDied { .. })),
         "a dead L1 answers"
     );
+    for file in [kept, source] {
+        ensure!(
+            fs::read(&file)? == vec![7; DRIVE],
+            "{} is not what it has to be",
+            file.display()
+        );
+    }
     Ok(())
 }

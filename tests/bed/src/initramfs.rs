@@ -9,7 +9,7 @@ use crate::provision::busybox;
 use crate::provision::kernel::Kernel;
 
 /// Modules to load, with what they need.
-const MODULES: [&str; 1] = ["kvm_amd"];
+const MODULES: [&str; 2] = ["kvm_amd", "virtio_blk"];
 
 /// What L1 runs first. When the agent ends, so does L1.
 const INIT: &str = include_str!("l1/init.sh");

@@ -7,6 +7,7 @@
 
 mod command;
 mod connection;
+mod drive;
 mod process;
 
 use std::fs::{self, File};
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use command::{Command, Output};
+pub use drive::Drive;
 pub use process::Process;
 pub use rustix::process::Signal;
 
@@ -44,6 +46,33 @@ const TRANSFER_DEADLINE: Duration = Duration::from_secs(120);
 /// `oops=panic panic=-1` together with `-no-reboot` ends QEMU when L1 is no longer sound.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet oops=panic panic=-1";
 
+/// For the bed's own small commands in L1.
+const HOUSEKEEPING: Duration = Duration::from_secs(30);
+
+/// Prints the device of the virtio disk with the serial number `$0`.
+const FIND_DRIVE: &str = r#"for disk in /sys/block/vd*; do
+    [ "$(cat "$disk/serial")" = "$0" ] && echo "/dev/${disk##*/}"
+done"#;
+
+/// An L1 to be booted.
+#[derive(Debug, Default)]
+pub struct Setup {
+    drives: Vec<Drive>,
+}
+
+impl Setup {
+    /// Adds a disk.
+    pub fn drive(mut self, drive: Drive) -> Self {
+        self.drives.push(drive);
+        self
+    }
+
+    /// Boots it, providing and building what it needs, and waits until it answers.
+    pub fn boot(self) -> Result<L1> {
+        L1::boot_with(&self.drives)
+    }
+}
+
 /// A running L1. Dropping it ends it.
 #[derive(Debug)]
 pub struct L1 {
@@ -57,6 +86,15 @@ pub struct L1 {
 impl L1 {
     /// Boots an L1, providing and building what it needs, and waits until it answers.
     pub fn boot() -> Result<Self> {
+        Self::setup().boot()
+    }
+
+    /// An L1 with disks: see [`Drive`].
+    pub fn setup() -> Setup {
+        Setup::default()
+    }
+
+    fn boot_with(drives: &[Drive]) -> Result<Self> {
         let qemu = Qemu::get()?;
         let kernel = Kernel::get(Series::Linux6_12)?;
         let archive = initramfs::build(&kernel)?;
@@ -110,7 +148,11 @@ impl L1 {
             .args([
                 "-device",
                 &format!("virtserialport,chardev=agent,name={PORT}"),
-            ])
+            ]);
+        for drive in drives {
+            command.args(drive.arguments()?);
+        }
+        command
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(File::create(&errors).at(&errors)?);
@@ -251,6 +293,16 @@ impl L1 {
         Ok(String::from_utf8_lossy(&self.get(remote)?)
             .trim()
             .to_owned())
+    }
+
+    /// The device in L1 of the disk called `name`, such as `/dev/vda`.
+    pub fn drive(&self, name: &str) -> Result<String> {
+        let output = self.shell(FIND_DRIVE).arg(name).run(HOUSEKEEPING)?;
+        let device = output.stdout_text().trim().to_owned();
+        if device.is_empty() {
+            return Err(Error::InL1(format!("no disk is called {name:?}")));
+        }
+        Ok(device)
     }
 
     /// `KVM_CHECK_EXTENSION` on L1's KVM: 0 means the capability is missing.
