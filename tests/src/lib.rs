@@ -26,13 +26,19 @@
 //! * `expect` looks at standard output; see [`bed::l1::Process`] for standard error.
 //! * If the L1 itself dies, that is the bed's fault: a new one is booted and the story told once
 //!   more. More than [`BED_DEATHS_ALLOWED`] deaths fail the run.
+//! * What a story has seen a guest kernel do, it says by [`Story::proves`]; `docs/guests.md` is made
+//!   of that, where the story passes ([`Record`]).
 //! * `VMBUS_SOAK=1` asks for long counts: see [`Story::count`].
 
+mod feature;
 mod pool;
 mod programs;
+mod record;
 mod runner;
 mod story;
 
+pub use feature::Feature;
 pub use pool::BED_DEATHS_ALLOWED;
+pub use record::{Proof, Record};
 pub use runner::{Entry, Topic, run};
 pub use story::Story;

@@ -1,9 +1,10 @@
 //! Tells the stories with libtest-mimic, two at a time, each in an L1 of the pool.
 
 use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use anyhow::anyhow;
@@ -11,7 +12,8 @@ use bed::l1::L1;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::pool::{BED_DEATHS_ALLOWED, Pool};
-use crate::story::Story;
+use crate::record::{Proof, Record};
+use crate::story::{self, Story};
 
 /// Stories told at once; each L1 keeps one core busy.
 const WORKERS: usize = 2;
@@ -39,16 +41,24 @@ pub fn run(topics: &[Topic]) -> ExitCode {
     let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
     arguments.test_threads.get_or_insert(WORKERS.min(cores));
     let pool = Arc::new(Pool::default());
-    let trials = topics
-        .iter()
-        .flat_map(|(topic, stories)| stories.iter().map(move |story| (topic, *story)))
-        .map(|(topic, entry)| {
-            let pool = Arc::clone(&pool);
-            Trial::test(format!("{topic}::{}", entry.name), move || {
-                tell(&pool, entry).map_err(|error| Failed::from(format!("{error:#}")))
-            })
-        })
-        .collect();
+    let told = Arc::new(Mutex::new(Told::default()));
+    let mut all = BTreeSet::new();
+    let mut trials = Vec::new();
+    for (topic, stories) in topics {
+        for entry in *stories {
+            let name = format!("{topic}::{}", entry.name);
+            all.insert(name.clone());
+            let (pool, told) = (Arc::clone(&pool), Arc::clone(&told));
+            trials.push(Trial::test(name.clone(), move || {
+                let result = tell(&pool, *entry);
+                let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+                told.names.insert(name.clone());
+                let proofs = result.map_err(|error| Failed::from(format!("{error:#}")))?;
+                told.passed.insert(name, proofs);
+                Ok(())
+            }));
+        }
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     if pool.deaths() > 0 {
         println!(
@@ -56,11 +66,26 @@ pub fn run(topics: &[Topic]) -> ExitCode {
             pool.deaths()
         );
     }
+    // A soak tells other stories than the test command, whose record this is.
+    if !story::is_soak() && !arguments.list {
+        let told = std::mem::take(&mut *told.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Err(error) = Record::update(all, &told.names, told.passed) {
+            eprintln!("error: the record of what was proven: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    }
     conclusion.exit_code()
 }
 
+/// What came of the stories of this run.
+#[derive(Default)]
+struct Told {
+    names: BTreeSet<String>,
+    passed: BTreeMap<String, BTreeSet<Proof>>,
+}
+
 /// Tells one story, and once more if the bed died under it.
-fn tell(pool: &Pool, entry: Entry) -> anyhow::Result<()> {
+fn tell(pool: &Pool, entry: Entry) -> anyhow::Result<BTreeSet<Proof>> {
     let mut error = match tell_once(pool, entry) {
         Err(error) if is_bed_death(&error) => error,
         told => return told,
@@ -82,13 +107,14 @@ fn tell(pool: &Pool, entry: Entry) -> anyhow::Result<()> {
     Err(error.context("the bed died too often"))
 }
 
-fn tell_once(pool: &Pool, entry: Entry) -> anyhow::Result<()> {
+fn tell_once(pool: &Pool, entry: Entry) -> anyhow::Result<BTreeSet<Proof>> {
     let mut story = Story::begin(pool.take()?)?;
     let told = catch_unwind(AssertUnwindSafe(|| (entry.tell)(&mut story)))
         .unwrap_or_else(|panic| Err(anyhow!("{}", panic_text(panic.as_ref()))));
     let Err(error) = told else {
-        pool.give_back(story.end()?);
-        return Ok(());
+        let (l1, proofs) = story.end()?;
+        pool.give_back(l1);
+        return Ok(proofs);
     };
     // After a failure the L1 is not used again, whatever state it is in.
     Err(explain(error, story.l1()))

@@ -1,15 +1,19 @@
 //! What a story has at hand: an L1, a directory of its own there, and the programs under test.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bed::l1::{L1, Process};
 use bed::provision::kernel::{Kernel, Series};
 
+use crate::feature::Feature;
 use crate::programs;
+use crate::record::Proof;
 
 /// Where the programs under test are put in an L1, once.
 const PROGRAMS: &str = "/tmp/bin";
@@ -22,6 +26,7 @@ const HOUSEKEEPING: Duration = Duration::from_secs(30);
 pub struct Story {
     l1: L1,
     dir: String,
+    proofs: Mutex<BTreeSet<Proof>>,
 }
 
 impl Story {
@@ -31,18 +36,31 @@ impl Story {
         let output = l1.command("mkdir").arg(&dir).run(HOUSEKEEPING)?;
         ensure!(output.status.success(), "mkdir: {output}");
         l1.take_trail();
-        Ok(Self { l1, dir })
+        Ok(Self {
+            l1,
+            dir,
+            proofs: Mutex::default(),
+        })
     }
 
-    /// Ends the story; its L1 comes back if it is as good as before.
-    pub(crate) fn end(self) -> anyhow::Result<L1> {
+    /// Ends the story; its L1 comes back if it is as good as before, with what the story has proven.
+    pub(crate) fn end(self) -> anyhow::Result<(L1, BTreeSet<Proof>)> {
         let output = self
             .l1
             .command("rm")
             .args(["-rf", &self.dir])
             .run(HOUSEKEEPING)?;
         ensure!(output.status.success(), "rm: {output}");
-        Ok(self.l1)
+        let proofs = self.proofs.into_inner();
+        Ok((self.l1, proofs.unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// Says that the kernel of `series` was seen to do this, from inside and from the host. It
+    /// counts if the story passes.
+    pub fn proves(&self, series: Series, feature: Feature) {
+        let proof = (series.name().to_owned(), feature);
+        let mut proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
+        proofs.insert(proof);
     }
 
     /// The L1 of this story.
@@ -118,10 +136,11 @@ impl Story {
 
     /// How often to do something: `short`, or `long` when `VMBUS_SOAK` is set.
     pub fn count(&self, short: u64, long: u64) -> u64 {
-        if env::var_os("VMBUS_SOAK").is_some_and(|value| !value.is_empty()) {
-            long
-        } else {
-            short
-        }
+        if is_soak() { long } else { short }
     }
+}
+
+/// Whether long counts are asked for.
+pub(crate) fn is_soak() -> bool {
+    env::var_os("VMBUS_SOAK").is_some_and(|value| !value.is_empty())
 }

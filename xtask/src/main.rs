@@ -3,10 +3,12 @@
 //! * `demo` boots the guest kernel on `host-vsp` and tells the story ([`demo`]).
 //! * `test` runs every tier and stops at the first that fails ([`mod@test`]).
 //! * `soak` tells the stories with long counts ([`test::soak`]).
+//! * `table` writes what the stories have proven of guests into their table ([`table`]).
 //! * `provision` only fetches and builds what the bed needs.
 
 mod demo;
 mod step;
+mod table;
 mod test;
 
 use std::process::ExitCode;
@@ -31,6 +33,8 @@ enum Task {
         /// Only stories whose name contains this
         filter: Option<String>,
     },
+    /// Write into docs/guests.md what the stories of the last run have proven
+    Table,
     /// Fetch what the bed needs, so that nothing later waits for the network
     Provision,
 }
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Soak { filter } => test::soak(filter.as_deref()),
+        Task::Table => table::write(),
         Task::Provision => bed::provision::everything().map_err(Into::into),
     };
     match result {

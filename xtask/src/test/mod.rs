@@ -10,8 +10,9 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
+use e2e::Record;
 
-use crate::step;
+use crate::{step, table};
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, Args)]
@@ -102,7 +103,9 @@ pub(crate) fn soak(filter: Option<&str>) -> anyhow::Result<()> {
 fn stories() -> anyhow::Result<()> {
     // Fetched here, with progress, rather than in the middle of the first story.
     bed::provision::everything()?;
-    step::show("stories", tell_stories())
+    Record::remove()?;
+    step::show("stories", tell_stories())?;
+    table::check()
 }
 
 fn tell_stories() -> Command {
