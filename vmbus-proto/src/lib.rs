@@ -3,8 +3,8 @@
 //! VMBus has no public specification. This crate is a tested description of it in types: the
 //! hypervisor interface that carries it ([`hv`]), the channel messages that set it up
 //! ([`message`]), the shared-memory rings that move packets ([`ring`]), and the protocols that
-//! devices speak inside those packets ([`storvsp`] with [`scsi`], [`console`], [`keyboard`], and
-//! the integration services in [`ic`]).
+//! devices speak inside those packets ([`storvsp`] with [`scsi`], [`netvsp`] with [`rndis`],
+//! [`console`], [`keyboard`], and the integration services in [`ic`]).
 //!
 //! Nothing here does I/O, allocates, or needs `unsafe`. Wire structs are `repr(C)` with
 //! little-endian, byte-aligned fields, so that a struct can be read from any offset of a buffer;
@@ -33,9 +33,11 @@ pub mod hv;
 pub mod ic;
 pub mod keyboard;
 pub mod message;
+pub mod netvsp;
 pub mod packet;
 pub mod pipe;
 pub mod ring;
+pub mod rndis;
 pub mod scsi;
 pub mod storvsp;
 pub mod version;
