@@ -12,7 +12,7 @@
 //! `drivers/net/hyperv`, OpenVMM `netvsp`.
 
 use zerocopy::little_endian::U32;
-use zerocopy::{FromBytes as _, IntoBytes};
+use zerocopy::{FromBytes as _, IntoBytes as _};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub mod ndis;
