@@ -124,14 +124,17 @@ fn units(bytes: &[u8], size: u32) -> impl Iterator<Item = u16> + '_ {
 /// Start of a request: what is to be done, and where (Linux `struct hv_kvp_hdr`).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct Head {
-    operation: u8,
-    pool: u8,
-    padding: U16,
+pub struct Head {
+    /// One of [`operation`].
+    pub operation: u8,
+    /// One of [`pool`].
+    pub pool: u8,
+    /// Zero.
+    pub padding: U16,
 }
 const _: () = assert!(size_of::<Head>() == 4);
 
-/// Body of each request of this module and of its answer: `Head`, then what belongs to the
+/// Body of each request of this module and of its answer: [`Head`], then what belongs to the
 /// operation, in as many bytes for all operations.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]

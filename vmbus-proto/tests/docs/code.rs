@@ -1,0 +1,414 @@
+//! What this crate knows of the wire, by name.
+//!
+//! Offsets, sizes and values come from the compiler, which also sees to it that no field of a
+//! struct and no variant of an enumeration is forgotten here. Constants and whole types that are
+//! forgotten are found in the sources ([`unknown`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::offset_of;
+use std::path::Path;
+
+use vmbus_proto::guid::Guid;
+use vmbus_proto::hv::hypercall::Status;
+use vmbus_proto::{ic, version};
+
+/// A field of a wire struct.
+pub struct Field {
+    pub name: &'static str,
+    pub offset: usize,
+    pub size: usize,
+}
+
+/// A wire struct.
+pub struct Layout {
+    pub path: String,
+    pub fields: Vec<Field>,
+}
+
+/// Everything.
+pub struct Code {
+    pub layouts: Vec<Layout>,
+    /// Values as [`canonical`](crate::tables::canonical) writes them, by path.
+    pub values: BTreeMap<String, String>,
+}
+
+/// Directories that `docs/vmbus` does not tell of.
+const NOT_TOLD: [(&str, &str); 3] = [
+    ("scsi", "public standards: SPC-4 and SBC-3"),
+    ("netvsp", "a chapter to come"),
+    ("rndis", "a chapter to come"),
+];
+
+/// What is in the sources and not on the wire by itself.
+const NOT_ON_THE_WIRE: [&str; 6] = [
+    "guid::Guid",
+    "guid::Guid::ZERO",
+    "hv::synic::Sint::BITS",
+    "ic::kvp::Exchange",
+    "storvsp::ProtocolVersion::NEWEST_FIRST",
+    "version::Version::SUPPORTED",
+];
+
+/// A constant as a table would write it.
+trait Value {
+    fn canonical(&self) -> String;
+}
+
+macro_rules! by_display {
+    ($($kind:ty),*) => {
+        $(impl Value for $kind {
+            fn canonical(&self) -> String {
+                self.to_string()
+            }
+        })*
+    };
+}
+by_display!(
+    u8,
+    u16,
+    u32,
+    u64,
+    usize,
+    Guid,
+    version::Version,
+    ic::Version
+);
+
+impl Value for Status {
+    fn canonical(&self) -> String {
+        self.0.to_string()
+    }
+}
+
+impl<T: Value> Value for &[T] {
+    fn canonical(&self) -> String {
+        let all: Vec<String> = self.iter().map(Value::canonical).collect();
+        all.join(" ")
+    }
+}
+
+impl<T: Value, const N: usize> Value for [T; N] {
+    fn canonical(&self) -> String {
+        self.as_slice().canonical()
+    }
+}
+
+/// The size of the field that `_get` gets.
+fn size_of_field<T, F>(_get: fn(&T) -> &F) -> usize {
+    size_of::<F>()
+}
+
+macro_rules! layouts {
+    ($($($module:ident)::+ { $($field:ident),+ $(,)? })*) => {
+        vec![$({
+            type T = vmbus_proto::$($module)::+;
+            // Does not compile where a field is missing.
+            let _ = |T { $($field: _),+ }: T| {};
+            Layout {
+                path: stringify!($($module)::+).replace(' ', ""),
+                fields: vec![$(Field {
+                    name: stringify!($field),
+                    offset: offset_of!(T, $field),
+                    size: size_of_field(|t: &T| &t.$field),
+                }),+],
+            }
+        }),*]
+    };
+}
+
+macro_rules! constants {
+    ($to:ident; $($($module:ident)::* { $($name:ident)+ })*) => {
+        $({
+            use vmbus_proto::$($module)::* as from;
+            let path = stringify!($($module)::*).replace(' ', "");
+            $($to.insert(format!("{path}::{}", stringify!($name)), from::$name.canonical());)+
+        })*
+    };
+}
+
+macro_rules! variants {
+    ($to:ident; $($($module:ident)::+ as $repr:ty { $($name:ident)+ })*) => {
+        $({
+            type T = vmbus_proto::$($module)::+;
+            // Does not compile where a variant is missing.
+            let _ = |variant: T| match variant {
+                $(T::$name => {})+
+            };
+            let path = stringify!($($module)::+).replace(' ', "");
+            $($to.insert(
+                format!("{path}::{}", stringify!($name)),
+                (T::$name as $repr).canonical(),
+            );)+
+        })*
+    };
+}
+
+impl Code {
+    /// Everything.
+    pub fn known() -> Self {
+        let mut values = BTreeMap::new();
+        values.insert("PAGE_SIZE".to_owned(), vmbus_proto::PAGE_SIZE.canonical());
+        constants(&mut values);
+        variants! { values;
+            message::MessageType as u32 {
+                OfferChannel RescindChannelOffer RequestOffers AllOffersDelivered OpenChannel
+                OpenChannelResult CloseChannel GpadlHeader GpadlBody GpadlCreated GpadlTeardown
+                GpadlTorndown RelidReleased InitiateContact VersionResponse Unload UnloadResponse
+                OpenReservedChannel CloseReservedChannel CloseReservedChannelResponse
+                TlConnectRequest ModifyChannel TlConnectResult ModifyChannelResponse
+            }
+            packet::PacketType as u16 { InBand TransferPages GpaDirect Completion }
+            ring::Control as u32 {
+                WriteIndex ReadIndex InterruptMask PendingSendSize FeatureBits
+            }
+            storvsp::Operation as u32 {
+                CompleteIo RemoveDevice ExecuteSrb ResetLun ResetAdapter ResetBus
+                BeginInitialization EndInitialization QueryProtocolVersion QueryProperties
+                EnumerateBus FcHbaData CreateSubChannels
+            }
+            storvsp::ProtocolVersion as u16 { V2_0 V4_2 V5_1 V6_0 V6_2 }
+        }
+        Self {
+            layouts: layouts(),
+            values,
+        }
+    }
+}
+
+fn layouts() -> Vec<Layout> {
+    layouts! {
+        gpa::GpaRangeHeader { byte_count, byte_offset }
+        hv::hypercall::PostMessageInput {
+            connection_id, reserved, message_type, payload_size, payload
+        }
+        hv::hypercall::SignalEventInput { connection_id, flag_number, reserved }
+        hv::synic::MessageHeader { message_type, payload_size, flags, reserved, origin }
+        ic::Header {
+            framework, message_type, version, size, status, transaction_id, flags, reserved
+        }
+        ic::NegotiateHeader { framework_count, version_count, reserved }
+        ic::Version { major, minor }
+        ic::heartbeat::Heartbeat { sequence, application, reserved }
+        ic::kvp::Head { operation, pool, padding }
+        ic::kvp::Pair { value_type, key_size, value_size, key, value }
+        ic::shutdown::Shutdown { reason, timeout, flags, message }
+        ic::timesync::Time { host_time, guest_time, round_trip_time, flags, reserved }
+        ic::timesync::ReferencedTime {
+            host_time, reference_time, flags, leap_indicator, stratum, reserved
+        }
+        ic::vss::Message { operation, reserved, flags }
+        keyboard::Keystroke { message_type, code, reserved, flags }
+        keyboard::ProtocolRequest { message_type, version }
+        keyboard::ProtocolResponse { message_type, accepted }
+        message::ChannelId { relid }
+        message::CloseReservedChannel { channel_id, target_vp, target_sint }
+        message::gpadl::GpadlBodyHeader { message_number, gpadl }
+        message::GpadlCreated { relid, gpadl, status }
+        message::gpadl::GpadlHeaderHeader { relid, gpadl, range_bytes, range_count }
+        message::GpadlId { gpadl }
+        message::GpadlTeardown { relid, gpadl }
+        message::Header { message_type, padding }
+        message::InitiateContact {
+            version, target_vp, interrupt_page_or_target, monitor_page1, monitor_page2
+        }
+        message::ModifyChannel { relid, target_vp }
+        message::ModifyChannelResponse { relid, status }
+        message::OfferChannel {
+            class, instance, reserved, flags, mmio_megabytes, user_defined, sub_channel_index,
+            reserved2, relid, monitor_id, monitor_allocated, dedicated_interrupt, connection_id
+        }
+        message::OpenChannel {
+            relid, open_id, ring_gpadl, target_vp, downstream_page_offset, user_data
+        }
+        message::OpenReservedChannel {
+            channel_id, target_vp, target_sint, ring_gpadl, downstream_page_offset
+        }
+        message::OpenResult { relid, open_id, status }
+        message::TlConnect { endpoint, service }
+        message::TlConnectResult { endpoint, service, status }
+        message::VersionResponse { supported, connection_state, padding, message_connection_id }
+        packet::Descriptor { packet_type, offset8, length8, flags, transaction_id }
+        packet::GpaDirectHeader { reserved, range_count }
+        packet::TransferPageRange { byte_count, byte_offset }
+        packet::TransferPagesHeader { pageset_id, sender_owns_set, reserved, range_count }
+        pipe::PipeHeader { packet_type, data_size }
+        storvsp::ChannelProperties {
+            reserved, max_channel_count, reserved1, flags, max_transfer_bytes, reserved2
+        }
+        storvsp::Srb {
+            length, srb_status, scsi_status, port_number, path_id, target_id, lun, cdb_length,
+            sense_length, data_in, reserved, data_transfer_length, payload, extension
+        }
+        storvsp::SrbExtension {
+            reserved, queue_tag, queue_action, srb_flags, time_out_seconds, queue_sort_key
+        }
+        storvsp::VstorPacket { operation, flags, status, body }
+    }
+}
+
+fn constants(to: &mut BTreeMap<String, String>) {
+    constants! { to;
+        console { CLASS MAX_DATA }
+        hv::cpuid {
+            LEAF_VENDOR LEAF_INTERFACE LEAF_VERSION LEAF_FEATURES LEAF_HINTS LEAF_LIMITS
+            LEAF_HARDWARE LEAF_NESTED LEAF_STACK_VENDOR LEAF_STACK_INTERFACE LEAF_STACK_PROPERTIES
+            VENDOR_SIGNATURE INTERFACE_SIGNATURE HYPERVISOR_PRESENT
+        }
+        hv::cpuid::privilege {
+            VP_RUNTIME TIME_REF_COUNT SYNIC SYNTHETIC_TIMERS APIC_ACCESS HYPERCALL VP_INDEX RESET
+            REFERENCE_TSC FREQUENCY TSC_INVARIANT EBX_POST_MESSAGES EBX_SIGNAL_EVENTS
+        }
+        hv::cpuid::feature {
+            HYPERCALL_XMM_INPUT FREQUENCY_MSRS CRASH_MSRS HYPERCALL_XMM_OUTPUT STIMER_DIRECT
+        }
+        hv::cpuid::hint {
+            REMOTE_TLB_FLUSH APIC_ACCESS RELAXED_TIMING DEPRECATE_AUTO_EOI CLUSTER_IPI
+            EX_PROCESSOR_MASKS
+        }
+        hv::hypercall { POST_MESSAGE SIGNAL_EVENT FAST }
+        hv::hypercall::Status {
+            SUCCESS INVALID_HYPERCALL_CODE INVALID_HYPERCALL_INPUT INVALID_ALIGNMENT
+            INVALID_PARAMETER ACCESS_DENIED INSUFFICIENT_MEMORY INVALID_PORT_ID
+            INVALID_CONNECTION_ID INSUFFICIENT_BUFFERS
+        }
+        hv::msr {
+            GUEST_OS_ID HYPERCALL VP_INDEX RESET VP_RUNTIME TIME_REF_COUNT REFERENCE_TSC
+            TSC_FREQUENCY APIC_FREQUENCY EOI VP_ASSIST_PAGE SCONTROL SVERSION SIEFP SIMP EOM SINT0
+            STIMER0_CONFIG STIMER0_COUNT CRASH_P0 CRASH_CTL PAGE_ENABLE PAGE_ADDRESS
+        }
+        hv::synic {
+            SINT_COUNT VMBUS_SINT MESSAGE_PAYLOAD MESSAGE_SIZE EVENT_FLAGS_SIZE EVENT_FLAG_COUNT
+            MESSAGE_TYPE_NONE MESSAGE_TYPE_CHANNEL MESSAGE_TYPE_TIMER_EXPIRED MESSAGE_FLAG_PENDING
+            SLOT_TYPE SLOT_PAYLOAD_SIZE SLOT_FLAGS SLOT_PAYLOAD
+        }
+        hv::synic::Sint { MASKED AUTO_EOI POLLING }
+        ic { MAX_MESSAGE FRAMEWORK_VERSIONS FLAG_TRANSACTION FLAG_REQUEST FLAG_RESPONSE }
+        ic::message_type { NEGOTIATE HEARTBEAT KVP SHUTDOWN TIME_SYNC VSS }
+        ic::status { OK FAIL NO_MORE_ITEMS }
+        ic::heartbeat { CLASS INSTANCE VERSIONS }
+        ic::heartbeat::application { UNKNOWN HEALTHY CRITICAL STOPPED }
+        ic::kvp { CLASS INSTANCE VERSIONS MAX_KEY MAX_VALUE VALUE_TEXT }
+        ic::kvp::operation { GET SET DELETE ENUMERATE }
+        ic::kvp::pool { EXTERNAL GUEST AUTO AUTO_EXTERNAL AUTO_INTERNAL }
+        ic::shutdown {
+            CLASS INSTANCE VERSIONS REASON_PLANNED FLAG_FORCE FLAG_RESTART FLAG_HIBERNATE
+        }
+        ic::timesync {
+            CLASS INSTANCE VERSION_REFERENCED VERSIONS FLAG_SYNC FLAG_SAMPLE UNIX_EPOCH
+        }
+        ic::vss { CLASS INSTANCE VERSIONS }
+        ic::vss::operation { HOT_BACKUP FREEZE THAW }
+        keyboard { CLASS INSTANCE VERSION FLAG_UNICODE FLAG_BREAK FLAG_E0 FLAG_E1 }
+        keyboard::message_type { PROTOCOL_REQUEST PROTOCOL_RESPONSE KEYSTROKE LED_INDICATORS }
+        message { CONNECTION_ID_MESSAGE CONNECTION_ID_EVENT CONNECTION_ID_CONTACT }
+        message::gpadl { PFNS_IN_HEADER PFNS_IN_BODY MAX_PFNS }
+        message::offer_flags {
+            ENUMERATE_DEVICE_INTERFACE NAMED_PIPE_MODE LOOPBACK_OFFER TLNPI_PROVIDER
+        }
+        message::pipe_mode { BYTE MESSAGE }
+        packet { DESCRIPTOR_SIZE FLAG_COMPLETION_REQUESTED }
+        pipe { PACKET_DATA }
+        ring { ALIGN TRAILER_SIZE FEATURE_PENDING_SEND_SIZE }
+        storvsp {
+            SCSI_CLASS PACKET_SIZE PACKET_SIZE_BEFORE_5_1 PACKET_HEADER_SIZE
+            FLAG_REQUEST_COMPLETION PROPERTY_MULTI_CHANNEL MAX_CDB MAX_SENSE DATA_OUT DATA_IN
+            DATA_NONE
+        }
+        storvsp::srb_flags {
+            QUEUE_ACTION_ENABLE DISABLE_SYNCH_TRANSFER DISABLE_AUTOSENSE DATA_IN DATA_OUT
+        }
+        storvsp::srb_status {
+            SUCCESS ABORTED ERROR INVALID_REQUEST INVALID_PATH_ID DATA_OVERRUN INVALID_LUN
+            INVALID_TARGET_ID QUEUE_FROZEN AUTOSENSE_VALID MASK
+        }
+        storvsp::status {
+            SUCCESS INVALID_DEVICE_REQUEST INVALID_PARAMETER REVISION_MISMATCH INVALID_DEVICE_STATE
+        }
+        version::Version { V2_4 V3_0 V4_0 V4_1 V5_0 V5_1 V5_2 V5_3 V6_0 }
+    }
+}
+
+/// Public constants and wire types in the sources that are not known above.
+pub fn unknown() -> Vec<String> {
+    let code = Code::known();
+    let mut known: BTreeSet<&str> = NOT_ON_THE_WIRE.into();
+    known.extend(code.values.keys().map(String::as_str));
+    known.extend(code.layouts.iter().map(|layout| layout.path.as_str()));
+    // An enumeration is known by its variants.
+    known.extend(
+        code.values
+            .keys()
+            .filter_map(|path| Some(path.rsplit_once("::")?.0)),
+    );
+    let mut unknown = Vec::new();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    search(&source, &[], &mut |path: &[&str]| {
+        // Items of a private module are told where they are exported.
+        let full = path.join("::");
+        let exported: Vec<&str> = path
+            .iter()
+            .copied()
+            .filter(|part| !PRIVATE_MODULES.contains(part))
+            .collect();
+        if !known.contains(full.as_str()) && !known.contains(exported.join("::").as_str()) {
+            unknown.push(full);
+        }
+    });
+    unknown
+}
+
+/// Modules whose public items are exported by the module above.
+const PRIVATE_MODULES: [&str; 5] = ["body", "index", "memory", "offer", "srb"];
+
+/// Passes the path of each public constant and wire type below `directory` to `found`.
+fn search(directory: &Path, modules: &[&str], found: &mut impl FnMut(&[&str])) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let file = entry.unwrap().path();
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        if NOT_TOLD.iter().any(|(directory, _)| *directory == name) {
+            continue;
+        }
+        let mut path = modules.to_vec();
+        if name != "mod" && name != "lib" {
+            path.push(name);
+        }
+        if file.is_dir() {
+            search(&file, &path, found);
+        } else {
+            search_file(&std::fs::read_to_string(&file).unwrap(), &path, found);
+        }
+    }
+}
+
+/// The same in one file, as rustfmt writes it.
+fn search_file(text: &str, modules: &[&str], found: &mut impl FnMut(&[&str])) {
+    let mut block: Option<&str> = None;
+    let mut wire = false;
+    for line in text.lines() {
+        let word = |prefix: &str| {
+            let rest = line.trim_start().strip_prefix(prefix)?;
+            rest.split(|c: char| !c.is_alphanumeric() && c != '_')
+                .next()
+        };
+        let inner = line.starts_with("    ");
+        if !inner && let Some(name) = word("pub mod ").or(word("impl ")) {
+            block = line.ends_with('{').then_some(name);
+        } else if line == "}" {
+            block = None;
+        } else if word("#[repr(").is_some() {
+            wire = true;
+        }
+        let name = word("pub const ").filter(|name| name.starts_with(char::is_uppercase));
+        let name = name.or_else(|| {
+            word("pub struct ")
+                .or(word("pub enum "))
+                .filter(|_| std::mem::take(&mut wire))
+        });
+        if let Some(name) = name {
+            let mut path = modules.to_vec();
+            path.extend(block.filter(|_| inner));
+            path.push(name);
+            found(&path);
+        }
+    }
+}
