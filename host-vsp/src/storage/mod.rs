@@ -22,7 +22,7 @@ mod scsi;
 mod tests;
 mod vsp;
 
-pub use backend::{Backend, OpenError, RawFile};
+pub use backend::{Backend, Format, OpenError, Qcow2File, RawFile, ServedFile};
 pub use buffer::{BufferError, GuestBuffer};
 pub use handle::{ChangeError, ControllerHandle};
 pub use vsp::{AttachError, Controller, Disk, MAX_IN_FLIGHT, MAX_LUNS};

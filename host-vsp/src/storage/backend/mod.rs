@@ -1,15 +1,26 @@
 //! What a disk's blocks are kept in.
 
+mod bounce;
+mod daemon;
 mod faulty;
+mod image;
+mod nbd;
+mod qcow2;
 mod raw;
+mod served;
 mod vectored;
 
 pub use faulty::{FaultyBackend, Held, Operation};
-pub use raw::{OpenError, RawFile};
+pub use image::{Format, OpenError};
+pub use qcow2::Qcow2File;
+pub use raw::RawFile;
+pub use served::ServedFile;
 
 use std::io;
 
 use vm_memory::VolatileSlice;
+
+use super::BLOCK_SIZE;
 
 /// Storage of one disk.
 ///
@@ -72,4 +83,26 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// The guest sees MEDIUM ERROR.
     fn unmap(&self, offset: u64, length: u64) -> io::Result<()>;
+}
+
+/// Whether a disk of `now` bytes may be made one of `size` bytes.
+///
+/// # Errors
+/// It may not; the text is a sentence for the user.
+fn check_size(size: u64, now: u64, read_only: bool) -> io::Result<()> {
+    let refuse = |reason: String| Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    if !size.is_multiple_of(BLOCK_SIZE) {
+        return refuse(format!(
+            "a disk's size is a multiple of {BLOCK_SIZE} bytes, which {size} is not"
+        ));
+    }
+    if size < now {
+        return refuse(format!(
+            "the disk has {now} bytes and cannot be cut to {size}: what is in the rest would be lost"
+        ));
+    }
+    if read_only && size > now {
+        return refuse("the disk is read-only, so it keeps its size".into());
+    }
+    Ok(())
 }

@@ -10,17 +10,17 @@
     )
 )]
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
-use std::os::unix::fs::FileTypeExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::fs::FallocateFlags;
 use vm_memory::VolatileSlice;
 
-use super::{Backend, vectored};
+use super::image::{ImageFile, OpenError};
+use super::{Backend, check_size, vectored};
 use crate::storage::BLOCK_SIZE;
 
 /// A disk in a file: block *n* at byte 512·*n*.
@@ -43,57 +43,6 @@ pub struct RawFile {
     nowait: AtomicBool,
 }
 
-/// Why a disk image was not opened. The text is a sentence for the user.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// It does not exist.
-    #[error(
-        "there is no disk image at {0}: create it first, for example with `truncate -s 1G {0}`"
-    )]
-    Missing(PathBuf),
-    /// It is a directory.
-    #[error("{0} is a directory, not a disk image: name a file or a block device")]
-    Directory(PathBuf),
-    /// It is something else without blocks.
-    #[error("{0} is neither a file nor a block device, so it cannot be a disk")]
-    NotADisk(PathBuf),
-    /// It may not be read, or not be written.
-    #[error("no permission to {wish} the disk image {path}: {advice}")]
-    Permission {
-        /// The image.
-        path: PathBuf,
-        /// Read or write.
-        wish: &'static str,
-        /// What to do.
-        advice: &'static str,
-    },
-    /// Less than a block.
-    #[error(
-        "the disk image {path} has {size} bytes, less than one 512-byte sector: make it larger, \
-         for example with `truncate -s 1G {path}`"
-    )]
-    TooSmall {
-        /// The image.
-        path: PathBuf,
-        /// Its bytes.
-        size: u64,
-    },
-    /// Someone else has it.
-    #[error(
-        "the disk image {0} is in use by another process: stop that one first, or open the image \
-         with readonly=on in both"
-    )]
-    InUse(PathBuf),
-    /// Anything else.
-    #[error("the disk image {path} cannot be opened: {error}")]
-    Io {
-        /// The image.
-        path: PathBuf,
-        /// The system's reason.
-        error: io::Error,
-    },
-}
-
 impl RawFile {
     /// Opens the image at `path` and locks it.
     ///
@@ -101,45 +50,11 @@ impl RawFile {
     /// Why not; the file is untouched.
     pub fn open(path: impl AsRef<Path>, read_only: bool) -> Result<Self, OpenError> {
         let path = path.as_ref();
-        let io = |error| OpenError::Io {
-            path: path.into(),
-            error,
-        };
-        // Look before opening: a FIFO would make `open` wait for its other end.
-        let kind = std::fs::metadata(path)
-            .map_err(|error| Self::describe(path, read_only, error))?
-            .file_type();
-        if kind.is_dir() {
-            return Err(OpenError::Directory(path.into()));
-        }
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(OpenError::NotADisk(path.into()));
-        }
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            .open(path)
-            .map_err(|error| Self::describe(path, read_only, error))?;
-        let lock = if read_only {
-            file.try_lock_shared()
-        } else {
-            file.try_lock()
-        };
-        match lock {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path.into())),
-            // Not every file system has locks; without them there is nothing to keep.
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(error)) => return Err(io(error)),
-        }
-        // A block device has no length but an end.
-        let size = file.seek(SeekFrom::End(0)).map_err(io)?;
-        if size < BLOCK_SIZE {
-            return Err(OpenError::TooSmall {
-                path: path.into(),
-                size,
-            });
-        }
+        let ImageFile {
+            file,
+            size,
+            is_regular,
+        } = ImageFile::open(path, read_only)?;
         let rest = size % BLOCK_SIZE;
         if rest != 0 {
             tracing::warn!(
@@ -153,31 +68,10 @@ impl RawFile {
             size: AtomicU64::new(size.saturating_sub(rest)),
             resizing: Mutex::new(()),
             read_only,
-            is_regular: kind.is_file(),
+            is_regular,
             can_unmap: OnceLock::new(),
             nowait: AtomicBool::new(true),
         })
-    }
-
-    fn describe(path: &Path, read_only: bool, error: io::Error) -> OpenError {
-        let path: PathBuf = path.into();
-        match error.kind() {
-            io::ErrorKind::NotFound => OpenError::Missing(path),
-            io::ErrorKind::NotADirectory => OpenError::Missing(path),
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if !read_only => {
-                OpenError::Permission {
-                    path,
-                    wish: "write",
-                    advice: "change its permissions, or add readonly=on",
-                }
-            }
-            io::ErrorKind::PermissionDenied => OpenError::Permission {
-                path,
-                wish: "read",
-                advice: "change its permissions, or run as its owner",
-            },
-            _ => OpenError::Io { path, error },
-        }
     }
 }
 
@@ -193,27 +87,15 @@ impl Backend for RawFile {
     }
 
     fn resize(&self, size: u64) -> io::Result<()> {
-        let refuse = |reason: String| Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         let _resizing = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = self.size();
-        if !size.is_multiple_of(BLOCK_SIZE) {
-            return refuse(format!(
-                "a disk's size is a multiple of {BLOCK_SIZE} bytes, which {size} is not"
-            ));
-        }
-        if size < now {
-            return refuse(format!(
-                "the disk has {now} bytes and cannot be cut to {size}: what is in the rest would \
-                 be lost"
-            ));
-        }
-        if self.is_regular && self.read_only && size > now {
-            return refuse("the disk is read-only, so it keeps its size".into());
-        }
+        check_size(size, self.size(), self.is_regular && self.read_only)?;
         if self.is_regular && !self.read_only {
             self.file.set_len(size)?;
         } else if (&self.file).seek(SeekFrom::End(0))? < size {
-            return refuse("the block device is not that large: make it larger first".into());
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the block device is not that large: make it larger first",
+            ));
         }
         self.size.store(size, Ordering::Release);
         Ok(())
@@ -277,64 +159,6 @@ impl Backend for RawFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
-
-    fn message(path: &Path, read_only: bool) -> String {
-        let text = RawFile::open(path, read_only).unwrap_err().to_string();
-        assert!(!text.contains('\n'), "more than one line: {text}");
-        text
-    }
-
-    #[test]
-    fn what_cannot_be_opened_says_why() {
-        let dir = tempfile::tempdir().unwrap();
-        let missing = dir.path().join("missing");
-        assert!(message(&missing, false).contains("no disk image"));
-        assert!(!missing.exists(), "opening must not create");
-        assert!(message(&missing.join("below"), false).contains("no disk image"));
-        assert!(message(dir.path(), false).contains("is a directory"));
-        assert!(message(Path::new("/dev/null"), false).contains("neither a file"));
-
-        let fifo = dir.path().join("fifo");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &fifo,
-            rustix::fs::FileType::Fifo,
-            0o600.into(),
-            0,
-        )
-        .unwrap();
-        assert!(message(&fifo, false).contains("neither a file"));
-
-        let small = dir.path().join("small");
-        std::fs::write(&small, [7; 511]).unwrap();
-        assert!(message(&small, false).contains("511 bytes"));
-        assert_eq!(std::fs::read(&small).unwrap(), [7; 511]);
-    }
-
-    #[test]
-    fn no_permission() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("disk");
-        std::fs::write(&path, [1; 512]).unwrap();
-        let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
-        let text = RawFile::describe(&path, false, denied()).to_string();
-        assert!(
-            text.contains("write") && text.contains("readonly=on"),
-            "{text}"
-        );
-        let text = RawFile::describe(&path, true, denied()).to_string();
-        assert!(
-            text.contains("read") && !text.contains("readonly"),
-            "{text}"
-        );
-        // Root may do anything, so only others can see the real thing.
-        if !rustix::process::geteuid().is_root() {
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).unwrap();
-            assert!(message(&path, false).contains("no permission to write"));
-            RawFile::open(&path, true).unwrap();
-        }
-    }
 
     #[test]
     fn sizes_are_whole_blocks() {
@@ -349,22 +173,6 @@ mod tests {
         assert_eq!(file.metadata().unwrap().modified().unwrap(), long_ago);
         disk.can_unmap();
         assert_eq!(std::fs::read(&path).unwrap(), [7; 1535]);
-    }
-
-    #[test]
-    fn one_writer_or_many_readers() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("disk");
-        std::fs::write(&path, [0; 4096]).unwrap();
-        let writer = RawFile::open(&path, false).unwrap();
-        assert!(message(&path, false).contains("in use"));
-        assert!(message(&path, true).contains("in use"));
-        drop(writer);
-        let reader = RawFile::open(&path, true).unwrap();
-        let second = RawFile::open(&path, true).unwrap();
-        assert!(message(&path, false).contains("in use"));
-        drop((reader, second));
-        RawFile::open(&path, false).unwrap();
     }
 
     #[test]
