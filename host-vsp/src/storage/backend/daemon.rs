@@ -164,7 +164,10 @@ fn command(
     command
         .args(["--blockdev", &file.to_string()])
         .args(["--blockdev", &disk.to_string()])
-        .args(["--nbd-server", &format!("addr.type=unix,addr.path={socket}")])
+        .args([
+            "--nbd-server",
+            &format!("addr.type=unix,addr.path={socket}"),
+        ])
         .args([
             "--export",
             &format!("type=nbd,id={EXPORT},node-name={EXPORT},name={EXPORT},writable={writable}"),
@@ -225,7 +228,12 @@ fn process_of(child: &Child) -> io::Result<OwnedFd> {
 /// A line of the daemon without the name of the program and the option that it is about.
 fn words(line: &str) -> String {
     let mut rest = line;
-    for prefix in ["qemu-storage-daemon:", "--blockdev", "--export", "--nbd-server"] {
+    for prefix in [
+        "qemu-storage-daemon:",
+        "--blockdev",
+        "--export",
+        "--nbd-server",
+    ] {
         if let Some((_, after)) = rest.split_once(prefix) {
             rest = after;
         }
@@ -250,7 +258,9 @@ fn connect(socket: &Path, events: &Receiver<Event>) -> Result<UnixStream, StartE
         }
         if begin.elapsed() > START {
             let seconds = START.as_secs();
-            return Err(StartError::Refused(format!("it is not ready after {seconds} s")));
+            return Err(StartError::Refused(format!(
+                "it is not ready after {seconds} s"
+            )));
         }
         std::thread::sleep(LOOK);
     }

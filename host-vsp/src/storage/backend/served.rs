@@ -82,8 +82,8 @@ impl ServedFile {
     ) -> Result<Self, OpenError> {
         let ImageFile { file, size, .. } = ImageFile::open(path, read_only)?;
         let driver = driver(&file, size, path, format)?;
-        let (daemon, stream) = Daemon::start(program, file, driver, read_only)
-            .map_err(|error| match error {
+        let (daemon, stream) =
+            Daemon::start(program, file, driver, read_only).map_err(|error| match error {
                 StartError::Missing => OpenError::NoDaemon {
                     path: path.into(),
                     format,
@@ -95,7 +95,11 @@ impl ServedFile {
         let rest = client.size() % BLOCK_SIZE;
         let size = client.size().saturating_sub(rest);
         if size == 0 {
-            return Err(unusable(path, format, "it has less than one 512-byte sector"));
+            return Err(unusable(
+                path,
+                format,
+                "it has less than one 512-byte sector",
+            ));
         }
         Ok(Self {
             read_only: read_only || client.read_only(),
@@ -116,12 +120,7 @@ fn unusable(path: &Path, format: Format, reason: impl Into<String>) -> OpenError
 }
 
 /// QEMU's name for the format, where the image has it.
-fn driver(
-    file: &File,
-    size: u64,
-    path: &Path,
-    format: Format,
-) -> Result<&'static str, OpenError> {
+fn driver(file: &File, size: u64, path: &Path, format: Format) -> Result<&'static str, OpenError> {
     let begins = |magic: &[u8; 8], at: u64| {
         let mut bytes = [0; 8];
         file.read_exact_at(&mut bytes, at).is_ok() && bytes == *magic

@@ -64,7 +64,11 @@ impl Server {
     /// Serves a disk of `size` bytes from here on.
     fn begin(&mut self, size: u64, flags: u16) {
         assert_eq!(self.hear_hello(), "disk");
-        let info = [&0u16.to_be_bytes()[..], &size.to_be_bytes(), &flags.to_be_bytes()];
+        let info = [
+            &0u16.to_be_bytes()[..],
+            &size.to_be_bytes(),
+            &flags.to_be_bytes(),
+        ];
         // Something else that it may say, which the client did not ask for.
         self.reply_option(REPLY_INFO, &[0, 3, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1]);
         self.reply_option(REPLY_INFO, &info.concat());
@@ -133,7 +137,11 @@ fn reads_writes_and_flushes_as_the_protocol_says() {
     let kept = Arc::clone(&seen);
     let (client, server) = connect(ALL, DEADLINE, move |server| {
         while let Some(request) = server.request() {
-            let data = if request.command == 0 { vec![9; 512] } else { Vec::new() };
+            let data = if request.command == 0 {
+                vec![9; 512]
+            } else {
+                Vec::new()
+            };
             if request.command != Command::Disconnect as u16 {
                 server.reply(request.cookie, 0, &data);
             }
@@ -150,9 +158,22 @@ fn reads_writes_and_flushes_as_the_protocol_says() {
     let seen = seen.lock().unwrap();
     let told: Vec<_> = seen
         .iter()
-        .map(|request| (request.command, request.flags, request.offset, request.length))
+        .map(|request| {
+            (
+                request.command,
+                request.flags,
+                request.offset,
+                request.length,
+            )
+        })
         .collect();
-    let expected = [(0, 0, 1024, 512), (1, 0, 512, 1024), (1, 1, 0, 512), (3, 0, 0, 0), (2, 0, 0, 0)];
+    let expected = [
+        (0, 0, 1024, 512),
+        (1, 0, 512, 1024),
+        (1, 1, 0, 512),
+        (3, 0, 0, 0),
+        (2, 0, 0, 0),
+    ];
     assert_eq!(told, expected);
     assert_eq!(seen[1].data, [7; 1024]);
 }
@@ -191,7 +212,9 @@ fn requests_in_flight_are_answered_in_any_order() {
     });
     thread::scope(|scope| {
         let read = |number: u64| client.read(number * 512, 512 * (1 + number as usize));
-        let threads: Vec<_> = (0..REQUESTS).map(|number| scope.spawn(move || read(number))).collect();
+        let threads: Vec<_> = (0..REQUESTS)
+            .map(|number| scope.spawn(move || read(number)))
+            .collect();
         for (number, thread) in threads.into_iter().enumerate() {
             match thread.join().unwrap() {
                 Ok(data) => assert_eq!(data, vec![number as u8; 512 * (1 + number)]),
@@ -328,7 +351,10 @@ fn negotiations_that_fail() {
         let _ = server.0.read_to_end(&mut rest);
     });
     assert!(
-        matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
+        matches!(
+            error.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+        ),
         "{error}"
     );
 }
