@@ -159,12 +159,13 @@ fn describe(info: &VmInfo) -> String {
     );
     for disk in &config.disks {
         text.push_str(&format!(
-            "disk     {} at {} LUN {}: {} bytes{}, {}\n",
+            "disk     {} at {} LUN {}: {} bytes{}, {} {}\n",
             disk.id,
             disk.controller,
             disk.lun,
             disk.size,
             if disk.readonly { ", read-only" } else { "" },
+            disk.format,
             disk.path.display(),
         ));
     }

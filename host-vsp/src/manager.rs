@@ -18,7 +18,7 @@ use crate::api::{Error, Vm};
 use crate::ic::{Life, Services, ShutdownKind};
 use crate::keyboard::Keyboard;
 use crate::machine::{Machine, RunState};
-use crate::storage::{AttachError, ChangeError, Controller, ControllerHandle, RawFile};
+use crate::storage::{self, AttachError, ChangeError, Controller, ControllerHandle, Format};
 use crate::vmbus::DeviceId;
 
 /// Controllers of a machine: `scsi0` to `scsi7`.
@@ -33,7 +33,8 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 /// A disk that is open and not yet attached.
 pub struct OpenDisk {
     config: DiskConfig,
-    file: RawFile,
+    format: Format,
+    disk: storage::Disk,
 }
 
 impl OpenDisk {
@@ -42,9 +43,16 @@ impl OpenDisk {
     /// # Errors
     /// Why not.
     pub fn open(config: DiskConfig) -> Result<Self, Error> {
-        let file = RawFile::open(&config.path, config.readonly)
+        let format = config
+            .format
+            .unwrap_or_else(|| Format::of_name(&config.path));
+        let disk = storage::Disk::open(&config.path, format, config.readonly, config.backing_files)
             .map_err(|error| Error::BadRequest(error.to_string()))?;
-        Ok(Self { config, file })
+        Ok(Self {
+            config,
+            format,
+            disk,
+        })
     }
 }
 
@@ -74,6 +82,7 @@ struct Attached {
     controller: u16,
     lun: u8,
     path: PathBuf,
+    format: Format,
     readonly: bool,
 }
 
@@ -119,7 +128,11 @@ impl Manager {
     /// # Errors
     /// Its name or the controller's cannot be, or there is no room.
     pub fn attach(&self, disk: OpenDisk) -> Result<Disk, Error> {
-        let OpenDisk { config, file } = disk;
+        let OpenDisk {
+            config,
+            format,
+            disk,
+        } = disk;
         let mut devices = self.devices();
         let id = devices.name(config.id)?;
         let controller = config.controller.as_deref().unwrap_or(FIRST_CONTROLLER);
@@ -137,11 +150,11 @@ impl Manager {
                          disk on another controller"
                     ))
                 })?;
-                place.handle.attach(lun, file)?;
+                place.handle.attach(lun, disk)?;
                 lun
             }
             None => {
-                let place = self.offer(number, file)?;
+                let place = self.offer(number, disk)?;
                 devices.controllers.insert(number, place);
                 0
             }
@@ -150,6 +163,7 @@ impl Manager {
             controller: number,
             lun,
             path: config.path,
+            format,
             readonly: config.readonly,
         };
         let disk = devices.describe(&id, &attached)?;
@@ -158,12 +172,12 @@ impl Manager {
     }
 
     /// A new controller with its first disk.
-    fn offer(&self, number: u16, file: RawFile) -> Result<Place, Error> {
+    fn offer(&self, number: u16, disk: storage::Disk) -> Result<Place, Error> {
         let failed = |error: &dyn std::fmt::Display| {
             Error::Failed(format!("there can be no storage controller: {error}"))
         };
         let mut controller = Controller::new(instance(number)).map_err(|error| failed(&error))?;
-        controller.attach(0, file)?;
+        controller.attach(0, disk)?;
         let handle = controller.disks();
         let device = self.machine.bus().offer(Box::new(controller));
         Ok(Place {
@@ -276,6 +290,7 @@ impl Devices {
             controller: controller_name(disk.controller),
             lun: disk.lun,
             path: disk.path.clone(),
+            format: disk.format,
             readonly: disk.readonly,
             size,
         })

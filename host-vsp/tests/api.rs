@@ -13,6 +13,7 @@ use host_vsp::api::model::{
     Ping, RemoveDevice, ResizeDisk, State, VmConfig, VmInfo,
 };
 use host_vsp::api::{Error, Server, Vm};
+use host_vsp::storage::Format;
 use hyper::Method;
 use serde_json::{Value, json};
 
@@ -42,6 +43,7 @@ fn a_disk() -> Disk {
         controller: "scsi0".into(),
         lun: 1,
         path: "/disk".into(),
+        format: Format::Vhdx,
         readonly: true,
         size: 1 << 40,
     }

@@ -42,6 +42,14 @@ fn kernel() -> Vec<u8> {
     elf
 }
 
+/// A VHD of that kind, with just its footer.
+fn vhd(kind: u8) -> Vec<u8> {
+    let mut image = vec![0; 1024];
+    image[512..520].copy_from_slice(b"conectix");
+    image[512 + 63] = kind;
+    image
+}
+
 /// Files to lose.
 struct Files {
     dir: tempfile::TempDir,
@@ -52,9 +60,12 @@ impl Files {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let disk: Vec<u8> = (0..1 << 20).map(|at| (at * 7 / 5) as u8).collect();
-        let contents: [(&str, &[u8]); 4] = [
+        let contents: [(&str, &[u8]); 7] = [
             ("kernel", &kernel()),
             ("disk.img", &disk),
+            ("other.qcow2", &disk),
+            ("disk.vhd", &vhd(2)),
+            ("child.vhd", &vhd(4)),
             ("log", b"of yesterday\n"),
             ("text", b"no kernel\n"),
         ];
@@ -115,7 +126,10 @@ impl Files {
 
 fn program<const N: usize>(arguments: [&str; N]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_host-vsp"));
-    command.args(arguments).env_remove("HOST_VSP_LOG");
+    command
+        .args(arguments)
+        .env_remove("HOST_VSP_LOG")
+        .env("HOST_VSP_STORAGE_DAEMON", "/nowhere/qemu-storage-daemon");
     command
 }
 
@@ -270,6 +284,20 @@ fn bad_input_is_refused_before_anything_is_touched() {
             "given twice",
         ),
         ("--serial file=log --disk path=nope", 1, "create it first"),
+        (
+            "--disk path=disk.img,format=qcow2",
+            1,
+            "no header of a qcow2 image",
+        ),
+        ("--disk path=other.qcow2", 1, "format=raw"),
+        (
+            "--disk path=disk.img,format=vhdx",
+            1,
+            "no header of a VHDX image",
+        ),
+        ("--disk path=disk.img,format=vmdk", 2, "not \"vmdk\""),
+        ("--disk path=disk.vhd", 1, "qemu-utils"),
+        ("--disk path=child.vhd", 1, "merge them first"),
         ("--kernel text", 1, "give a 64-bit x86 Linux bzImage"),
         ("--kernel nope", 1, "give --kernel the path"),
         ("--kernel .", 1, "not a regular file"),

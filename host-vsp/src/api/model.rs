@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::counters::Snapshot;
+use crate::storage::Format;
 
 /// Who answers: body of `vmm.ping`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -139,6 +140,8 @@ pub struct Disk {
     /// Image or block device.
     #[schema(value_type = String)]
     pub path: PathBuf,
+    /// How the image keeps it.
+    pub format: Format,
     /// Whether the guest must not write to it.
     pub readonly: bool,
     /// In bytes.
@@ -152,9 +155,16 @@ pub struct DiskConfig {
     /// Image or block device.
     #[schema(value_type = String)]
     pub path: PathBuf,
+    /// How the image keeps the disk. By default its name says it (`.qcow2`, `.vhd`, `.vhdx`), and
+    /// all others are raw; its content is never looked at to find out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
     /// The guest must not write to it.
     #[serde(default)]
     pub readonly: bool,
+    /// A qcow2 image may stand on others, which it names itself; they are only read.
+    #[serde(default)]
+    pub backing_files: bool,
     /// Its name; by default `disk` and a number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,

@@ -3,9 +3,10 @@
 use std::str::FromStr;
 
 use host_vsp::api::model::DiskConfig;
+use host_vsp::storage::Format;
 
 /// What a disk is described by, for usage lines and messages.
-pub const FIELDS: &str = "path=FILE[,readonly=on][,id=NAME][,controller=scsiN]";
+pub const FIELDS: &str = "path=FILE[,format=raw|qcow2|vhd|vhdx][,readonly=on][,backing_files=on][,id=NAME][,controller=scsiN]";
 
 /// A disk as it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +20,11 @@ impl FromStr for Disk {
         for field in fields(text) {
             match field.split_once('=') {
                 Some(("path", value)) if !value.is_empty() => config.path = value.into(),
+                Some(("format", value)) => config.format = Some(format(value)?),
                 Some(("readonly", value)) => config.readonly = switch("readonly", value)?,
+                Some(("backing_files", value)) => {
+                    config.backing_files = switch("backing_files", value)?;
+                }
                 Some(("id", value)) => config.id = Some(value.into()),
                 Some(("controller", value)) => config.controller = Some(value.into()),
                 _ => return Err(format!("{field:?} is not one of {FIELDS}")),
@@ -30,6 +35,11 @@ impl FromStr for Disk {
         }
         Ok(Self(config))
     }
+}
+
+fn format(name: &str) -> Result<Format, String> {
+    Format::named(name)
+        .ok_or_else(|| format!("the format is raw, qcow2, vhd or vhdx, not {name:?}"))
 }
 
 /// A field that is on or off.
@@ -68,10 +78,12 @@ mod tests {
         };
         assert_eq!(disk("path=a"), Ok(Disk(plain)));
         assert_eq!(
-            disk("path=a,,b,readonly=on,id=root,controller=scsi1"),
+            disk("path=a,,b,readonly=on,id=root,controller=scsi1,format=vhd,backing_files=on"),
             Ok(Disk(DiskConfig {
                 path: "a,b".into(),
+                format: Some(Format::Vhd),
                 readonly: true,
+                backing_files: true,
                 id: Some("root".into()),
                 controller: Some("scsi1".into()),
             }))
@@ -85,6 +97,7 @@ mod tests {
             "readonly=on",
             "path=a,x=1",
             "path=a,readonly=yes",
+            "path=a,format=vmdk",
         ] {
             assert!(disk(wrong).is_err(), "{wrong}");
         }

@@ -59,6 +59,7 @@ Signals:
 Any signal but SIGUSR1 to a machine that is being stopped ends the process at once.
 
 A terminal on stdin is the guest's while it runs; Ctrl-] stops the machine.
+HOST_VSP_STORAGE_DAEMON names the qemu-storage-daemon that serves VHD and VHDX images.
 HOST_VSP_LOG sets what is logged to stderr (error, warn, info, debug, trace; default warn).";
 
 /// Options of `run`.
@@ -101,8 +102,9 @@ pub struct Run {
     )]
     pub cpus: u32,
 
-    /// A disk: a raw image or a block device; may be given several times (a comma in a value is
-    /// written twice)
+    /// A disk: an image or a block device; may be given several times (a comma in a value is
+    /// written twice). Without a format the name of the image says it, and all but .qcow2, .vhd and
+    /// .vhdx is raw
     #[arg(long = "disk", value_name = disk::FIELDS)]
     pub disks: Vec<Disk>,
 

@@ -17,6 +17,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -26,7 +27,7 @@ use vmbus_proto::packet::Outgoing;
 use vmbus_proto::ring::SendError;
 use vmbus_proto::storvsp::SCSI_CLASS;
 
-use super::backend::Backend;
+use super::backend::{Backend, Format, OpenError, Qcow2File, RawFile, ServedFile};
 use super::conversation::{Conversation, Request};
 use super::engine::{Engine, Finished, Job};
 use super::handle::{ControllerHandle, Shared};
@@ -53,6 +54,24 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// A disk whose blocks are in the image at `path`, which is opened and locked; where it stands
+    /// on others, these are only opened with `backing_files`.
+    ///
+    /// # Errors
+    /// Why not; the image is untouched.
+    pub fn open(
+        path: &Path,
+        format: Format,
+        read_only: bool,
+        backing_files: bool,
+    ) -> Result<Self, OpenError> {
+        Ok(match format {
+            Format::Raw => RawFile::open(path, read_only)?.into(),
+            Format::Qcow2 => Qcow2File::open(path, read_only, backing_files)?.into(),
+            Format::Vhd | Format::Vhdx => ServedFile::open(path, format, read_only)?.into(),
+        })
+    }
+
     /// A disk whose blocks are in `backend`.
     pub fn new(backend: impl Backend + 'static) -> Self {
         Self {

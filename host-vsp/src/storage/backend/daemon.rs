@@ -238,9 +238,10 @@ fn words(line: &str) -> String {
             rest = after;
         }
     }
-    // After an option comes its value, in braces.
+    // After an option comes its value, in braces, and then the image under a name of ours.
     let rest = rest.rsplit_once("}: ").map_or(rest, |(_, after)| after);
-    rest.trim().escape_debug().to_string()
+    let rest = rest.rsplit_once("fd/0': ").map_or(rest, |(_, after)| after);
+    format!("qemu-storage-daemon says: {}", rest.trim().escape_debug())
 }
 
 fn connect(socket: &Path, events: &Receiver<Event>) -> Result<UnixStream, StartError> {
@@ -274,7 +275,9 @@ mod tests {
     fn what_the_daemon_says_is_told_without_its_options() {
         let line = "qemu-storage-daemon: --blockdev {\"driver\":\"vpc\",\"file\":\"file\"}: \
                     invalid VPC image";
-        assert_eq!(words(line), "invalid VPC image");
-        assert_eq!(words("no braces here"), "no braces here");
+        assert_eq!(words(line), "qemu-storage-daemon says: invalid VPC image");
+        let line = "qemu-storage-daemon: --blockdev {}: Could not open '/proc/self/fd/0': Invalid";
+        assert_eq!(words(line), "qemu-storage-daemon says: Invalid");
+        assert_eq!(words("no \x1b"), "qemu-storage-daemon says: no \\u{1b}");
     }
 }

@@ -16,13 +16,17 @@ use std::io::{self, Seek as _, SeekFrom};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
 use crate::storage::BLOCK_SIZE;
 
 /// How an image keeps a disk's blocks.
 ///
 /// Who opens an image says its format: it is never guessed from the content, which a guest may
 /// have written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Format {
     /// Byte for byte.
     Raw,
@@ -35,16 +39,22 @@ pub enum Format {
 }
 
 impl Format {
+    /// The format of this name, as options and the API spell it.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "raw" => Self::Raw,
+            "qcow2" => Self::Qcow2,
+            "vhd" => Self::Vhd,
+            "vhdx" => Self::Vhdx,
+            _ => return None,
+        })
+    }
+
     /// The format that the ending of a file's name promises; raw where it promises none. The name
     /// is the host's, so a guest has no say in it.
     pub fn of_name(path: &Path) -> Self {
         let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
-        match ending.to_str() {
-            Some("qcow2") => Self::Qcow2,
-            Some("vhd") => Self::Vhd,
-            Some("vhdx") => Self::Vhdx,
-            _ => Self::Raw,
-        }
+        ending.to_str().and_then(Self::named).unwrap_or(Self::Raw)
     }
 }
 
@@ -145,8 +155,8 @@ pub enum OpenError {
     },
     /// The program that serves the format is not there.
     #[error(
-        "the {format} image {path} needs the program qemu-storage-daemon, which is not in PATH: \
-         install QEMU's tools (Debian: qemu-utils)"
+        "the {format} image {path} needs the program qemu-storage-daemon, which is not installed: \
+         install QEMU's tools (Debian: qemu-utils), or convert the image with `qemu-img convert`"
     )]
     NoDaemon {
         /// The image.
