@@ -1,4 +1,4 @@
-//! ACPI tables: processors, the power switch, COM1, and the VMBus device under its MMIO window.
+//! ACPI tables: processors, the power switch, COM1 and COM2, and the VMBus device under its MMIO window.
 //!
 //! Linux finds VMBus by the `_HID` "VMBUS". The device needs a `_CRS` of its own, which may be
 //! empty, or the driver's probe ends before it looks at the parent's; the parent's `_CRS` holds
@@ -19,7 +19,7 @@ use acpi_tables::madt::{
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::{Aml, facs::FACS};
+use acpi_tables::{Aml, AmlSink, facs::FACS};
 
 use crate::layout;
 use crate::memory::GuestMemory;
@@ -119,14 +119,29 @@ fn madt(cpus: u32) -> MADT {
     madt
 }
 
+/// Terms that are in their binary form already.
+struct Ready(Vec<u8>);
+
+impl Aml for Ready {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+/// The device of a 16550.
+fn com_port(index: usize, name: &str) -> Ready {
+    let port = layout::SERIAL_PORTS[index];
+    let hid = Name::new(Path::new("_HID"), &EISAName::new("PNP0501"));
+    let io = IO::new(port, port, 1, 8);
+    let interrupt = Interrupt::new(true, true, false, false, layout::SERIAL_GSIS[index]);
+    let resources = ResourceTemplate::new(vec![&io, &interrupt]);
+    let crs = Name::new(Path::new("_CRS"), &resources);
+    let uid = Name::new(Path::new("_UID"), &(index as u8));
+    Ready(bytes(&Device::new(Path::new(name), vec![&hid, &uid, &crs])))
+}
+
 fn dsdt(ram_size: u64) -> Sdt {
-    let com1_hid = Name::new(Path::new("_HID"), &EISAName::new("PNP0501"));
-    let com1_io = IO::new(layout::SERIAL_PORT, layout::SERIAL_PORT, 1, 8);
-    let com1_interrupt = Interrupt::new(true, true, false, false, layout::SERIAL_GSI);
-    let com1_resources = ResourceTemplate::new(vec![&com1_io, &com1_interrupt]);
-    let com1_crs = Name::new(Path::new("_CRS"), &com1_resources);
-    let com1_uid = Name::new(Path::new("_UID"), &0u8);
-    let com1 = Device::new(Path::new("COM1"), vec![&com1_hid, &com1_uid, &com1_crs]);
+    let (com1, com2) = (com_port(0, "COM1"), com_port(1, "COM2"));
 
     let vmbus_hid = Name::new(Path::new("_HID"), &"VMBUS");
     let vmbus_uid = Name::new(Path::new("_UID"), &0u8);
@@ -170,7 +185,7 @@ fn dsdt(ram_size: u64) -> Sdt {
         vec![&module_hid, &module_uid, &module_crs, &vmbus],
     );
 
-    let devices = Scope::new(Path::new("\\_SB_"), vec![&com1, &module]);
+    let devices = Scope::new(Path::new("\\_SB_"), vec![&com1, &com2, &module]);
     let s5_package = Package::new(vec![&SLEEP_TYPE_S5, &SLEEP_TYPE_S5, &0u8, &0u8]);
     let s5 = Name::new(Path::new("\\_S5_"), &s5_package);
 
@@ -227,7 +242,7 @@ mod tests {
         let dsdt = table(&memory, u64_at(&fadt, 140), b"DSDT");
         assert_eq!(u64::from(u32_at(&fadt, 40)), u64_at(&fadt, 140));
         assert_eq!(&read(&memory, u32_at(&fadt, 36).into(), 4), b"FACS");
-        for name in [&b"VMBUS"[..], b"VMOD", b"COM1", b"_S5_", b"_CRS"] {
+        for name in [&b"VMBUS"[..], b"VMOD", b"COM1", b"COM2", b"_S5_", b"_CRS"] {
             assert!(dsdt.windows(name.len()).any(|w| w == name));
         }
     }

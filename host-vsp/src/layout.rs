@@ -55,10 +55,10 @@ pub const KVM_IDENTITY_MAP: u64 = 0xFFFB_C000;
 /// Three pages KVM needs for itself on Intel.
 pub const KVM_TSS: u64 = 0xFFFB_D000;
 
-/// The 16550's eight ports.
-pub const SERIAL_PORT: u16 = 0x3F8;
-/// The 16550's interrupt.
-pub const SERIAL_GSI: u32 = 4;
+/// The first of the eight ports of the 16550s at COM1 and COM2.
+pub const SERIAL_PORTS: [u16; 2] = [0x3F8, 0x2F8];
+/// Their interrupts.
+pub const SERIAL_GSIS: [u32; 2] = [4, 3];
 /// Keyboard controller: command and status.
 pub const I8042_COMMAND: u16 = 0x64;
 /// Keyboard controller command that pulses the CPU's reset line.

@@ -239,7 +239,7 @@ pub struct Machine {
     // Dropped before the VM: its end closes the channels.
     bus: VmBus,
     platform: Platform,
-    serial: Arc<Serial>,
+    serial: [Arc<Serial>; 2],
     counters: Arc<Counters>,
     control: Arc<Control>,
     vm: Arc<Vm>,
@@ -309,7 +309,7 @@ impl Handle {
 }
 
 impl Machine {
-    /// Makes a machine with `payload` loaded, and no devices but COM1.
+    /// Makes a machine with `payload` loaded, and no devices but COM1 and COM2.
     pub fn new(kvm: &Kvm, config: Config, payload: Payload) -> Result<Self, Error> {
         config.check()?;
         let most = u32::try_from(kvm.get_max_vcpus()).unwrap_or(MAX_CPUS);
@@ -327,12 +327,16 @@ impl Machine {
         let counters = Arc::new(Counters::new(config.cpus));
         let vm = Arc::new(Vm::new(kvm, Arc::clone(&memory), config.cpus, &counters)?);
         let process = |what| move |error| Error::Process { what, error };
-        let serial = Arc::new(Serial::new().map_err(process("no event for COM1"))?);
-        vm.connect(serial.line(), layout::SERIAL_GSI)?;
+        let serial = || Serial::new().map(Arc::new);
+        let no_event = process("no event for a serial port");
+        let serial = [serial().map_err(no_event)?, serial().map_err(no_event)?];
+        for (serial, gsi) in serial.iter().zip(layout::SERIAL_GSIS) {
+            vm.connect(serial.line(), gsi)?;
+        }
         let platform = Platform::new(
             memory.clone(),
             Arc::clone(&counters),
-            Arc::clone(&serial),
+            serial.clone(),
             config.platform.clone(),
         );
         let bus = VmBus::new(Partition {
@@ -373,7 +377,12 @@ impl Machine {
 
     /// COM1.
     pub fn serial(&self) -> &Arc<Serial> {
-        &self.serial
+        &self.serial[0]
+    }
+
+    /// COM2.
+    pub fn com2(&self) -> &Arc<Serial> {
+        &self.serial[1]
     }
 
     /// The counters.
@@ -399,7 +408,7 @@ impl Machine {
     fn load(&self) -> Result<(), Error> {
         self.bus.reset();
         let reset = |error| Error::Process {
-            what: "COM1 cannot be reset",
+            what: "the serial ports cannot be reset",
             error,
         };
         self.platform.reset().map_err(reset)?;

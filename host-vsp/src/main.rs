@@ -1,10 +1,11 @@
 //! The `host-vsp` command.
 
 mod cli;
+mod com;
 mod ctl;
 mod signals;
 
-use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -22,20 +23,17 @@ use host_vsp::machine::{self, Config, Machine, Outcome, ResetCause};
 use host_vsp::manager::{Manager, OpenDisk};
 use host_vsp::output::Output;
 use host_vsp::platform::Options;
-use host_vsp::serial::Serial;
 use host_vsp::terminal::GuestTerminal;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
+use com::Com;
 use signals::{Obedience, SIGNALLED};
 
 const USAGE: u8 = 2;
 const RESET: u8 = 3;
 const TRIPLE_FAULT: u8 = 4;
-
-/// How long input for COM1 waits for the guest to take some, before it looks again.
-const SERIAL_PATIENCE: Duration = Duration::from_millis(5);
 
 fn main() -> ExitCode {
     let cli = match cli::parse() {
@@ -144,11 +142,8 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
         .transpose()?;
     let kvm = machine::open_kvm()?;
     let machine = Arc::new(Machine::new(&kvm, config, payload)?);
-    let serial = options.serial();
-    let serial_file = match &serial {
-        cli::Serial::File(path) => Some(OutputFile::open(cli::SERIAL, path)?),
-        _ => None,
-    };
+    let com1 = Com::open(cli::SERIAL, options.serial())?;
+    let com2 = Com::open(cli::COM2, options.com2.clone())?;
     let console = match &options.console {
         None => None,
         Some(cli::Console::File(path)) => {
@@ -196,26 +191,12 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
     for vsp in vsps {
         machine.bus().offer(vsp)?;
     }
-    let log = match &serial {
-        cli::Serial::Null => None,
-        cli::Serial::Stderr => Some(stderr.clone()),
-        cli::Serial::Stdio => Some(Output::new(io::stdout())?),
-        cli::Serial::File(_) => match serial_file {
-            Some(file) => Some(Output::new(file.begin()?.1)?),
-            None => None,
-        },
-    };
-    if let Some(log) = &log {
-        machine.serial().set_output(Box::new(log.clone()));
-    }
-    if serial == cli::Serial::Stdio {
-        let serial = Arc::clone(machine.serial());
-        std::thread::Builder::new()
-            .name("serial-in".into())
-            .spawn(move || read_serial(&serial))
-            .context("no thread for COM1")?;
-    }
-    let uses_stdin = serial == cli::Serial::Stdio || options.console == Some(cli::Console::Stdio);
+    let uses_stdin =
+        options.console == Some(cli::Console::Stdio) || com1.uses_stdin() || com2.uses_stdin();
+    let outputs = [
+        com1.connect(machine.serial(), stderr)?,
+        com2.connect(machine.com2(), stderr)?,
+    ];
     let terminal = if uses_stdin {
         GuestTerminal::take().context("the terminal cannot be set up")?
     } else {
@@ -231,8 +212,8 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
     let counters = machine.counters().snapshot();
     // Devices end here: what they hold back is written.
     drop(machine);
-    if let Some(log) = log {
-        log.drain();
+    for output in outputs.into_iter().flatten() {
+        output.drain();
     }
     drop(terminal);
     let mut stderr = stderr.clone();
@@ -253,20 +234,4 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
             SIGNALLED.saturating_add(u8::try_from(signal).unwrap_or_default())
         }
     }))
-}
-
-/// Carries stdin to COM1 until it ends.
-fn read_serial(serial: &Serial) {
-    let mut buffer = [0; 256];
-    let mut stdin = io::stdin().lock();
-    while let Ok(length @ 1..) = stdin.read(&mut buffer) {
-        let mut rest = &buffer[..length];
-        while !rest.is_empty() {
-            let taken = serial.input(rest);
-            rest = &rest[taken..];
-            if taken == 0 {
-                std::thread::sleep(SERIAL_PATIENCE);
-            }
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! What a processor meets at I/O ports and at the MSRs that are served here.
 //!
-//! Ports: COM1, the clock, the ways to power off and to reset, and, where asked for, two that help tests: a
+//! Ports: COM1 and COM2, the clock, the ways to power off and to reset, and, where asked for, two that help tests: a
 //! *steady port* that brackets a window of time in which all counters are compared, and an *exit
 //! port* that ends the process with a status, as QEMU's `isa-debug-exit` does. Everything else
 //! reads as all ones, as on a bus with nobody there.
@@ -13,7 +13,7 @@ use vmbus_proto::hv::msr::{CRASH_CTL, CRASH_P0};
 use crate::acpi::SLEEP_TYPE_S5;
 use crate::counters::{Counter, Counters, Snapshot};
 use crate::layout::{
-    I8042_COMMAND, I8042_RESET, PM1A_CONTROL, PM1A_EVENT, RESET_PORT, RESET_VALUE, SERIAL_PORT,
+    I8042_COMMAND, I8042_RESET, PM1A_CONTROL, PM1A_EVENT, RESET_PORT, RESET_VALUE, SERIAL_PORTS,
 };
 use crate::machine::{Event, ResetCause};
 use crate::memory::GuestMemory;
@@ -58,7 +58,7 @@ pub struct Options {
 pub struct Platform {
     memory: Arc<dyn GuestMemory>,
     counters: Arc<Counters>,
-    serial: Arc<Serial>,
+    serial: [Arc<Serial>; 2],
     rtc: Rtc,
     options: Options,
     state: Mutex<State>,
@@ -82,7 +82,7 @@ impl Platform {
     pub fn new(
         memory: Arc<dyn GuestMemory>,
         counters: Arc<Counters>,
-        serial: Arc<Serial>,
+        serial: [Arc<Serial>; 2],
         options: Options,
     ) -> Self {
         Self {
@@ -105,14 +105,21 @@ impl Platform {
     /// Back to the state after power-on.
     pub fn reset(&self) -> std::io::Result<()> {
         *self.state() = State::default();
-        self.serial.reset()
+        self.serial.iter().try_for_each(|port| port.reset())
+    }
+
+    /// The serial port that has the I/O port, and which of its registers that is.
+    fn serial_at(&self, port: u16) -> Option<(&Serial, u8)> {
+        let mut ports = SERIAL_PORTS.iter().zip(&self.serial);
+        let (first, serial) = ports.find(|(first, _)| (**first..**first + 8).contains(&port))?;
+        Some((serial, (port - first) as u8))
     }
 
     /// The guest writes `data` to `port`.
     pub fn port_out(&self, port: u16, data: &[u8]) -> Option<Event> {
-        if let Some(offset) = serial_offset(port) {
+        if let Some((serial, offset)) = self.serial_at(port) {
             self.serial_accesses.count();
-            self.serial.write(offset, data);
+            serial.write(offset, data);
             return None;
         }
         let first = *data.first()?;
@@ -155,9 +162,9 @@ impl Platform {
 
     /// The guest reads `port`.
     pub fn port_in(&self, port: u16, data: &mut [u8]) {
-        if let Some(offset) = serial_offset(port) {
+        if let Some((serial, offset)) = self.serial_at(port) {
             self.serial_accesses.count();
-            return self.serial.read(offset, data);
+            return serial.read(offset, data);
         }
         if port == rtc::DATA_PORT {
             return data.fill(self.rtc.read());
@@ -254,12 +261,6 @@ impl Platform {
     }
 }
 
-fn serial_offset(port: u16) -> Option<u8> {
-    port.checked_sub(SERIAL_PORT)
-        .filter(|offset| *offset < 8)
-        .map(|offset| offset as u8)
-}
-
 #[cfg(test)]
 mod tests {
     use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -270,7 +271,7 @@ mod tests {
     fn platform(options: Options) -> (Platform, Arc<Counters>) {
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2000)]).unwrap());
         let counters = Arc::new(Counters::new(1));
-        let serial = Arc::new(Serial::new().unwrap());
+        let serial = [0; 2].map(|_| Arc::new(Serial::new().unwrap()));
         (
             Platform::new(memory, Arc::clone(&counters), serial, options),
             counters,

@@ -1,4 +1,4 @@
-//! The 16550 at COM1: the guest's log, and a terminal for guests that know no other.
+//! A 16550, at COM1 the guest's log and a terminal for guests that know no other.
 //!
 //! The registers are `vm-superio`'s. Bytes to the guest come from whoever holds the [`Serial`];
 //! bytes from the guest go to a [`Write`].
@@ -24,7 +24,7 @@ impl Trigger for Line {
 /// [`output::Output`](crate::output::Output) for one that does not.
 pub type Output = Box<dyn Write + Send>;
 
-/// The serial port of one machine.
+/// A serial port of a machine.
 pub struct Serial {
     line: EventFd,
     registers: Mutex<vm_superio::Serial<Line, vm_superio::serial::NoEvents, Output>>,

@@ -3,10 +3,13 @@
 //! * `demo` boots the guest kernel on `host-vsp` and tells the story ([`demo`]).
 //! * `test` runs every tier and stops at the first that fails ([`mod@test`]).
 //! * `soak` tells the stories with long counts ([`test::soak`]).
+//! * `bed` runs a command in a guest with somebody's own kernel ([`bed_command`]).
 //! * `table` writes what the stories have proven of guests into their table ([`table`]).
 //! * `provision` only fetches and builds what the bed needs.
 
+mod bed_command;
 mod demo;
+mod place;
 mod step;
 mod table;
 mod test;
@@ -16,7 +19,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", about = "The one door: demo, test, soak")]
+#[command(name = "cargo xtask", about = "The one door: demo, test, soak, bed")]
 struct Cli {
     #[command(subcommand)]
     command: Task,
@@ -33,6 +36,8 @@ enum Task {
         /// Only stories whose name contains this
         filter: Option<String>,
     },
+    /// Run a command in a guest with your own kernel, for work on Linux's Hyper-V drivers
+    Bed(Box<bed_command::Options>),
     /// Write into docs/guests.md what the stories of the last run have proven
     Table,
     /// Fetch what the bed needs, so that nothing later waits for the network
@@ -40,7 +45,12 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    let result = match cli.command {
+        Task::Bed(options) => return bed_command::run(&options),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Soak { filter } => test::soak(filter.as_deref()),
@@ -54,4 +64,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Says what is wrong with the command line, or the help that was asked for. The exit code of `bed`
+/// is that of a command in a guest, which one of ours must not be taken for.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let is_bed = std::env::args_os().nth(1).is_some_and(|it| it == "bed");
+    if !is_bed || !error.use_stderr() {
+        error.exit();
+    }
+    let text = error.to_string();
+    let first = text.lines().take_while(|line| !line.trim().is_empty());
+    let sentence = first.map(str::trim).collect::<Vec<_>>().join(" ");
+    eprintln!("{sentence}; see cargo xtask bed --help");
+    ExitCode::from(bed_command::FAILED)
 }

@@ -20,6 +20,8 @@ pub use values::{Console, Serial, Size};
 pub const CONSOLE: &str = "--console";
 /// COM1's option, as messages name it.
 pub const SERIAL: &str = "--serial";
+/// COM2's option, as messages name it.
+pub const COM2: &str = "--com2";
 
 /// Hyper-V synthetic devices for guests on KVM.
 #[derive(Debug, Parser)]
@@ -112,10 +114,14 @@ pub struct Run {
     #[arg(long, value_name = "WHERE")]
     pub console: Option<Console>,
 
-    /// The 16550 at COM1: stdio, stderr, null or file=PATH [default: stdio, or stderr where the
-    /// console has stdio]
+    /// The 16550 at COM1: stdio, stderr, null or file=PATH [default: stdio, or stderr where
+    /// another has stdio]
     #[arg(long, value_name = "WHERE")]
     pub serial: Option<Serial>,
+
+    /// The 16550 at COM2, likewise
+    #[arg(long, value_name = "WHERE", default_value = "null")]
+    pub com2: Serial,
 
     /// Offer no integration services: heartbeat, shutdown, time, key-value pairs, backup
     #[arg(long)]
@@ -175,6 +181,7 @@ impl Run {
         match (&self.serial, &self.console) {
             (Some(serial), _) => serial.clone(),
             (None, Some(Console::Stdio)) => Serial::Stderr,
+            (None, _) if self.com2 == Serial::Stdio => Serial::Stderr,
             (None, _) => Serial::Stdio,
         }
     }
@@ -209,6 +216,9 @@ impl Run {
         if let Some(Serial::File(path)) = &self.serial {
             files.push(file(SERIAL, path, true));
         }
+        if let Serial::File(path) = &self.com2 {
+            files.push(file(COM2, path, true));
+        }
         if let Some(Console::File(path)) = &self.console {
             files.push(file(CONSOLE, path, true));
         }
@@ -217,8 +227,13 @@ impl Run {
 
     /// What is wrong with the options as a whole.
     pub fn check(&self) -> Result<(), String> {
-        if self.console == Some(Console::Stdio) && self.serial == Some(Serial::Stdio) {
-            return Err("only one of --console and --serial can have stdio".into());
+        let stdio = [
+            self.console == Some(Console::Stdio),
+            self.serial() == Serial::Stdio,
+            self.com2 == Serial::Stdio,
+        ];
+        if stdio.into_iter().filter(|has_it| *has_it).count() > 1 {
+            return Err("only one of --console, --serial and --com2 can have stdio".into());
         }
         if self.steady_port.is_some() && self.steady_port == self.exit_port {
             return Err("--steady-port and --exit-port need different ports".into());
@@ -290,9 +305,15 @@ mod tests {
         assert_eq!(run("--memory 1G").serial(), Serial::Stdio);
         assert_eq!(run("--console stdio").serial(), Serial::Stderr);
         assert_eq!(run("--console pty").serial(), Serial::Stdio);
-        let (error, _) =
-            parse("host-vsp run --kernel k --console stdio --serial stdio").unwrap_err();
-        assert!(error.contains("only one"));
+        assert_eq!(run("--com2 stdio").serial(), Serial::Stderr);
+        for two in [
+            "--console stdio --serial stdio",
+            "--console stdio --com2 stdio",
+            "--serial stdio --com2 stdio",
+        ] {
+            let (error, _) = parse(&format!("host-vsp run --kernel k {two}")).unwrap_err();
+            assert!(error.contains("only one"), "{two}: {error}");
+        }
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl FromStr for Console {
     }
 }
 
-/// Where COM1 goes.
+/// Where a serial port leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Serial {
     /// stdin and stdout.

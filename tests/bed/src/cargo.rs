@@ -46,6 +46,11 @@ pub fn l1_agent() -> Result<PathBuf> {
     Ok(built.insert(path).clone())
 }
 
+/// Builds the program that runs one command in a guest and returns its path.
+pub fn l2_run() -> Result<PathBuf> {
+    static_binary("bed", "l2-run")
+}
+
 /// Builds the program `bin` of workspace package `package` as a static release binary, which
 /// runs in an L1 that has no libraries, and returns its path.
 pub fn static_binary(package: &str, bin: &str) -> Result<PathBuf> {

@@ -15,6 +15,17 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
+    /// An archive that the kernel unpacks after `others`, which may be compressed.
+    pub(crate) fn after(others: Vec<u8>) -> Self {
+        let mut archive = Self {
+            bytes: others,
+            entries: 0,
+        };
+        // Between archives the kernel skips zeros.
+        archive.pad();
+        archive
+    }
+
     /// Adds an entry; what comes below a directory comes after it.
     pub(crate) fn add(&mut self, name: &str, mode: u32, data: &[u8]) {
         self.entries += 1;

@@ -51,6 +51,7 @@ pub mod cache;
 pub mod cargo;
 mod cpio;
 mod error;
+pub mod guest_command;
 pub mod guest_initramfs;
 mod initramfs;
 pub mod l1;

@@ -1,20 +1,20 @@
 //! `cargo xtask demo`: one disk's work over VMBus, told on one screen.
 //!
-//! A disk image is made here, brought to where the machine runs ([`place`]), worked on by the
+//! A disk image is made here, brought to where the machine runs ([`crate::place`]), worked on by the
 //! guest ([`story`]), brought back after `host-vsp` has closed it, and compared byte by byte with
 //! what the guest was told to write ([`image`]).
 
 mod exits;
 mod image;
-mod place;
 mod story;
 
 use std::fs;
 
 use anyhow::Context;
+use bed::l1::L1;
 use clap::Args;
 
-use place::Where;
+use crate::place::{self, Where};
 
 /// Options of `cargo xtask demo`.
 #[derive(Debug, Args)]
@@ -27,6 +27,13 @@ pub(crate) struct Options {
         value_name = "PLACE"
     )]
     place: Where,
+}
+
+/// The programs that the demo brings.
+#[derive(Debug)]
+struct Programs {
+    host_vsp: String,
+    guest_kernel: String,
 }
 
 /// Runs the demo.
@@ -42,7 +49,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             .to_owned())
     };
     let there = path("there")?;
-    let (place, programs) = place::open(options.place, &there)?;
+    let place = place::open(options.place, L1::setup())?;
+    println!("place:     {}", place.reason);
+    let place = place.l1;
+    let programs = Programs {
+        host_vsp: format!("{there}/host-vsp"),
+        guest_kernel: format!("{there}/guest-kernel"),
+    };
+    place.put(bed::cargo::host_vsp()?, &programs.host_vsp)?;
+    place.put(bed::cargo::guest_kernel()?, &programs.guest_kernel)?;
 
     let task = image::Task::random();
     let mut expected = image::create();

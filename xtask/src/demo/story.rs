@@ -6,9 +6,9 @@ use anyhow::{Context, ensure};
 use bed::l1::{L1, Process};
 use bed::wire::Stream;
 
+use super::Programs;
 use super::exits;
 use super::image::{self, Task};
-use super::place::Programs;
 
 /// From start to the guest's first words, in software emulation on a busy machine.
 const BOOT: Duration = Duration::from_secs(60);

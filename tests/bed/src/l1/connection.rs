@@ -73,7 +73,7 @@ impl Record {
         }
     }
 
-    fn stream_mut(&mut self, stream: Stream) -> &mut Captured {
+    pub(crate) fn stream_mut(&mut self, stream: Stream) -> &mut Captured {
         match stream {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
@@ -198,7 +198,7 @@ impl Connection {
         &self,
         id: u32,
         limit: Duration,
-        mut check: impl FnMut(&Record) -> Option<T>,
+        mut check: impl FnMut(&mut Record) -> Option<T>,
     ) -> Result<Option<T>> {
         self.wait(limit, |state| check(state.processes.entry(id).or_default()))
     }

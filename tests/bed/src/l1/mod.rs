@@ -33,8 +33,8 @@ use crate::provision::kernel::{Kernel, Series};
 use crate::wire::{CHUNK, PORT, Request};
 use connection::Connection;
 
-/// Memory of L1.
-const MEMORY: &str = "3G";
+/// Memory of L1 unless it is set, in MiB.
+const MEMORY: u64 = 3072;
 
 /// An L1 is up in 4 s on an idle machine; ten times that on a busy one.
 const BOOT_DEADLINE: Duration = Duration::from_secs(60);
@@ -55,9 +55,10 @@ const FIND_DRIVE: &str = r#"for disk in /sys/block/vd*; do
 done"#;
 
 /// An L1 to be booted.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Setup {
     drives: Vec<Drive>,
+    memory: u64,
 }
 
 impl Setup {
@@ -67,9 +68,15 @@ impl Setup {
         self
     }
 
+    /// Sets its memory, in MiB.
+    pub fn memory(mut self, mebibytes: u64) -> Self {
+        self.memory = mebibytes;
+        self
+    }
+
     /// Boots it, providing and building what it needs, and waits until it answers.
     pub fn boot(self) -> Result<L1> {
-        L1::boot_with(&self.drives)
+        L1::boot_with(&self)
     }
 }
 
@@ -91,10 +98,13 @@ impl L1 {
 
     /// An L1 with disks: see [`Drive`].
     pub fn setup() -> Setup {
-        Setup::default()
+        Setup {
+            drives: Vec::new(),
+            memory: MEMORY,
+        }
     }
 
-    fn boot_with(drives: &[Drive]) -> Result<Self> {
+    fn boot_with(setup: &Setup) -> Result<Self> {
         let qemu = Qemu::get()?;
         let kernel = Kernel::get(Series::Linux6_12)?;
         let archive = initramfs::build(&kernel)?;
@@ -123,7 +133,7 @@ impl L1 {
             ])
             .args([
                 "-m",
-                MEMORY,
+                &format!("{}M", setup.memory),
                 "-nodefaults",
                 "-display",
                 "none",
@@ -149,7 +159,7 @@ impl L1 {
                 "-device",
                 &format!("virtserialport,chardev=agent,name={PORT}"),
             ]);
-        for drive in drives {
+        for drive in &setup.drives {
             command.args(drive.arguments()?);
         }
         command

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::command::Output;
-use super::connection::{Connection, Record};
+use super::connection::Connection;
 use super::tail;
 use crate::error::{Error, Result};
 use crate::wire::{Request, Status, Stream};
@@ -122,6 +122,24 @@ impl Process {
         }
     }
 
+    /// Takes what has come on `stream` and was not taken yet, waiting up to `limit` for some. None:
+    /// the stream has ended. Nobody else sees what was taken, so there is no limit to all of it.
+    pub fn take(&mut self, stream: Stream, limit: Duration) -> Result<Option<Vec<u8>>> {
+        self.read[stream as usize] = 0;
+        let taken = self.connection.wait_process(self.id, limit, |record| {
+            let captured = record.stream_mut(stream);
+            match captured.bytes.is_empty() {
+                true => captured.ended.then_some(None),
+                false => Some(Some(std::mem::take(&mut captured.bytes))),
+            }
+        })?;
+        match taken {
+            Some(taken) => Ok(taken),
+            // Nothing came: a dead L1 says so, whoever else is silent does not.
+            None => self.connection.ping().map(|()| Some(Vec::new())),
+        }
+    }
+
     /// What it has printed on standard output so far.
     pub fn stdout(&self) -> Vec<u8> {
         self.connection
@@ -143,7 +161,7 @@ impl Process {
     pub fn wait(&mut self, limit: Duration) -> Result<Status> {
         let ended = self
             .connection
-            .wait_process(self.id, limit, Record::finished)?;
+            .wait_process(self.id, limit, |record| record.finished())?;
         ended.ok_or_else(|| {
             self.connection
                 .late(&format!("the end of `{}`", self.shown), limit, self.seen())

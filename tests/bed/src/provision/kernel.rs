@@ -53,6 +53,21 @@ pub struct Module {
     pub bytes: Vec<u8>,
 }
 
+impl Module {
+    /// The module in the file `path`, which may be compressed by xz.
+    pub fn read(path: &Path) -> Result<Self> {
+        let name = path.to_str().and_then(module_name);
+        let name = name.ok_or_else(|| {
+            Error::Setup(format!(
+                "{} is not a kernel module by its name: give a .ko or .ko.xz file",
+                path.display()
+            ))
+        })?;
+        let bytes = read_module(path)?;
+        Ok(Self { name, bytes })
+    }
+}
+
 impl Kernel {
     /// The current kernel of `series`, fetched if missing. 6.12 is the one of `VMBUS_L1_KERNEL`
     /// where that is set.

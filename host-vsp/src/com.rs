@@ -1,0 +1,75 @@
+//! The other ends of the serial ports: streams of this process, or files.
+
+use std::io::{self, Read as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use host_vsp::files::OutputFile;
+use host_vsp::output::Output;
+use host_vsp::serial::Serial;
+
+use crate::cli;
+
+/// How long input for a port waits for the guest to take some, before it looks again.
+const PATIENCE: Duration = Duration::from_millis(5);
+
+/// Where a port is to lead; a file is open already.
+pub struct Com {
+    to: cli::Serial,
+    file: Option<OutputFile>,
+}
+
+impl Com {
+    /// Opens what `option` asks for.
+    pub fn open(option: &'static str, to: cli::Serial) -> anyhow::Result<Self> {
+        let file = match &to {
+            cli::Serial::File(path) => Some(OutputFile::open(option, path)?),
+            _ => None,
+        };
+        Ok(Self { to, file })
+    }
+
+    /// Whether the port takes this process's stdin.
+    pub fn uses_stdin(&self) -> bool {
+        self.to == cli::Serial::Stdio
+    }
+
+    /// Connects `serial`; what has to be drained at the end.
+    pub fn connect(self, serial: &Arc<Serial>, stderr: &Output) -> anyhow::Result<Option<Output>> {
+        let uses_stdin = self.uses_stdin();
+        let output = match (self.to, self.file) {
+            (cli::Serial::Stderr, _) => Some(stderr.clone()),
+            (cli::Serial::Stdio, _) => Some(Output::new(io::stdout())?),
+            (cli::Serial::File(_), Some(file)) => Some(Output::new(file.begin()?.1)?),
+            (cli::Serial::Null | cli::Serial::File(_), _) => None,
+        };
+        if let Some(output) = &output {
+            serial.set_output(Box::new(output.clone()));
+        }
+        if uses_stdin {
+            let serial = Arc::clone(serial);
+            std::thread::Builder::new()
+                .name("serial-in".into())
+                .spawn(move || read(&serial))
+                .context("no thread for a serial port")?;
+        }
+        Ok(output)
+    }
+}
+
+/// Carries stdin to the port until it ends.
+fn read(serial: &Serial) {
+    let mut buffer = [0; 256];
+    let mut stdin = io::stdin().lock();
+    while let Ok(length @ 1..) = stdin.read(&mut buffer) {
+        let mut rest = &buffer[..length];
+        while !rest.is_empty() {
+            let taken = serial.input(rest);
+            rest = &rest[taken..];
+            if taken == 0 {
+                std::thread::sleep(PATIENCE);
+            }
+        }
+    }
+}
