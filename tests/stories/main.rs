@@ -1,5 +1,6 @@
 //! The stories by topic; `cargo test -p e2e -- FILTER` tells some of them.
 
+mod bed_command;
 mod bed_itself;
 mod boot;
 mod check;
@@ -28,6 +29,7 @@ use e2e::Topic;
 /// Told by every run.
 const ALWAYS: &[Topic] = &[
     ("bed", bed_itself::STORIES),
+    ("bed_command", bed_command::STORIES),
     ("check", check::STORIES),
     ("boot", boot::STORIES),
     ("contact", contact::STORIES),

@@ -245,6 +245,7 @@ fn options(story: &mut Story) -> anyhow::Result<()> {
         --console screen                                               | 2 | stdio, pty or file=PATH | run --help
         --serial pty                                                   | 2 | stdio, stderr, null or file=PATH | run --help
         --console stdio --serial stdio                                 | 2 | only one of | can have stdio
+        --serial stdio --com2 stdio                                    | 2 | only one of | can have stdio
         --exit-port=0x10000                                            | 2 | up to 0xffff | run --help
         --exit-port=0x510 --steady-port                                | 2 | --steady-port and --exit-port | different
         --memory 1G --memory 2G                                        | 2 | '--memory <SIZE>' cannot be used | run --help
