@@ -8,7 +8,7 @@
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vmbus_proto::hv::msr::{CRASH_CTL, CRASH_P0};
+use vmbus_proto::hv::msr::{CRASH_CTL, CRASH_MESSAGE, CRASH_NOTIFY, CRASH_P0};
 
 use crate::acpi::SLEEP_TYPE_S5;
 use crate::counters::{Counter, Counters, Snapshot};
@@ -26,10 +26,6 @@ const SCI_ENABLED: u16 = 1;
 const SLEEP_ENABLE: u16 = 1 << 13;
 /// PM1 control: the sleep type begins at this bit.
 const SLEEP_TYPE_SHIFT: u16 = 10;
-/// Crash control: a crash is reported.
-const CRASH_NOTIFY: u64 = 1 << 63;
-/// Crash control: parameters 3 and 4 are address and length of a message.
-const CRASH_MESSAGE: u64 = 1 << 62;
 /// Most of a crash message that is read, in bytes.
 const CRASH_MESSAGE_MAX: u64 = 4096;
 /// Crashes that are reported between two resets: a guest must not fill a log.

@@ -44,6 +44,40 @@ pub struct ProtocolRequest {
 }
 const _: () = assert!(size_of::<ProtocolRequest>() == 8);
 
+impl ProtocolRequest {
+    /// The question for `version`.
+    pub const fn new(version: u32) -> Self {
+        Self {
+            message_type: U32::new(message_type::PROTOCOL_REQUEST),
+            version: U32::new(version),
+        }
+    }
+}
+
+/// The guest says which lights are on.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct LedIndicators {
+    /// [`LED_INDICATORS`](message_type::LED_INDICATORS).
+    pub message_type: U32,
+    /// Bit 0 scroll lock, bit 1 num lock, bit 2 caps lock.
+    pub lights: U16,
+    /// Zero.
+    pub reserved: U16,
+}
+const _: () = assert!(size_of::<LedIndicators>() == 8);
+
+impl LedIndicators {
+    /// The message for these lights.
+    pub const fn new(lights: u16) -> Self {
+        Self {
+            message_type: U32::new(message_type::LED_INDICATORS),
+            lights: U16::new(lights),
+            reserved: U16::new(0),
+        }
+    }
+}
+
 /// The host says whether that will do.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -110,7 +144,46 @@ pub enum FromGuest {
     Lights(u16),
 }
 
-/// A message that is none of a guest's.
+/// What a host says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FromHost {
+    /// Whether it accepts the guest's version.
+    Accepted(bool),
+    /// A key was pressed or released.
+    Keystroke {
+        /// [`Keystroke::code`].
+        code: u16,
+        /// [`Keystroke::flags`].
+        flags: u32,
+    },
+}
+
+impl FromHost {
+    /// Reads the payload of a packet from the host.
+    ///
+    /// # Errors
+    /// It is too short, or of no type that hosts send.
+    pub fn parse(payload: &[u8]) -> Result<Self, BadMessage> {
+        let (kind, _) = U32::read_from_prefix(payload).map_err(|_| BadMessage)?;
+        match kind.get() {
+            message_type::PROTOCOL_RESPONSE => {
+                let (response, _) =
+                    ProtocolResponse::read_from_prefix(payload).map_err(|_| BadMessage)?;
+                Ok(Self::Accepted(response.accepted.get() & 1 != 0))
+            }
+            message_type::KEYSTROKE => {
+                let (stroke, _) = Keystroke::read_from_prefix(payload).map_err(|_| BadMessage)?;
+                Ok(Self::Keystroke {
+                    code: stroke.code.get(),
+                    flags: stroke.flags.get(),
+                })
+            }
+            _ => Err(BadMessage),
+        }
+    }
+}
+
+/// A message that is none of this side's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadMessage;
 
@@ -164,6 +237,25 @@ mod tests {
             FromGuest::parse(&[4, 0, 0, 0, 4, 0]),
             Ok(FromGuest::Lights(4))
         );
+        assert_eq!(
+            FromGuest::parse(ProtocolRequest::new(VERSION).as_bytes()),
+            Ok(FromGuest::Version(VERSION))
+        );
+        assert_eq!(
+            FromGuest::parse(LedIndicators::new(4).as_bytes()),
+            Ok(FromGuest::Lights(4))
+        );
+        assert_eq!(
+            FromHost::parse(yes.as_bytes()),
+            Ok(FromHost::Accepted(true))
+        );
+        let stroked = FromHost::Keystroke {
+            code: 0x1D,
+            flags: FLAG_E0 | FLAG_BREAK,
+        };
+        assert_eq!(FromHost::parse(stroke.as_bytes()), Ok(stroked));
+        assert_eq!(FromHost::parse(&stroke.as_bytes()[..11]), Err(BadMessage));
+        assert_eq!(FromHost::parse(&[1, 0, 0, 0, 0, 0, 1, 0]), Err(BadMessage));
         assert_eq!(FromGuest::parse(stroke.as_bytes()), Err(BadMessage));
         assert_eq!(FromGuest::parse(&[1, 0, 0, 0, 0]), Err(BadMessage));
     }
@@ -172,6 +264,7 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..32)) {
             let _ = FromGuest::parse(&bytes);
+            let _ = FromHost::parse(&bytes);
         }
     }
 }

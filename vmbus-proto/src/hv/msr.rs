@@ -42,6 +42,11 @@ pub const STIMER0_COUNT: u32 = 0x4000_00B1;
 pub const CRASH_P0: u32 = 0x4000_0100;
 /// Crash control: bit 63 reports the crash, bit 62 says that P3 and P4 hold a message.
 pub const CRASH_CTL: u32 = 0x4000_0105;
+/// Bit of [`CRASH_CTL`]: a crash is reported; in what is read, that it can be.
+pub const CRASH_NOTIFY: u64 = 1 << 63;
+/// Bit of [`CRASH_CTL`]: the last two parameters are address and length of a message; in what is
+/// read, that they can be.
+pub const CRASH_MESSAGE: u64 = 1 << 62;
 
 /// Enable bit of the MSRs that hold the address of a page.
 pub const PAGE_ENABLE: u64 = 1;

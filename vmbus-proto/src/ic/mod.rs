@@ -181,6 +181,16 @@ pub struct NegotiateHeader {
 }
 const _: () = assert!(size_of::<NegotiateHeader>() == 8);
 
+/// Body of a guest's answer to [`NEGOTIATE`](message_type::NEGOTIATE).
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+struct ChoiceBody {
+    header: NegotiateHeader,
+    framework: Version,
+    version: Version,
+}
+const _: () = assert!(size_of::<ChoiceBody>() == CHOICE_SIZE);
+
 /// The guest's answer to the versions that the host offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
@@ -195,7 +205,53 @@ pub enum Choice {
     Nothing,
 }
 
+/// Bytes of the body of a guest's choice.
+pub const CHOICE_SIZE: usize = size_of::<NegotiateHeader>() + 2 * size_of::<Version>();
+
 impl Choice {
+    /// The guest's choice: of the host's lists in `body` the highest framework, and the highest
+    /// version that is one of `ours`.
+    ///
+    /// # Errors
+    /// The body is too short for its counts.
+    pub fn of(body: &[u8], ours: &[Version]) -> Result<Self, BadMessage> {
+        let (header, rest) = NegotiateHeader::read_from_prefix(body).map_err(|_| BadMessage)?;
+        let list = |from, count: U16| {
+            <[Version]>::ref_from_prefix_with_elems(from, count.get().into())
+                .map_err(|_| BadMessage)
+        };
+        let (frameworks, rest) = list(rest, header.framework_count)?;
+        let (versions, _) = list(rest, header.version_count)?;
+        let highest = |ours: &[Version], theirs: &[Version]| {
+            let common = ours.iter().filter(|version| theirs.contains(version));
+            common
+                .copied()
+                .max_by_key(|v| (v.major.get(), v.minor.get()))
+        };
+        let framework = highest(FRAMEWORK_VERSIONS, frameworks);
+        Ok(match framework.zip(highest(ours, versions)) {
+            Some((framework, version)) => Self::Versions { framework, version },
+            None => Self::Nothing,
+        })
+    }
+
+    /// The body of the guest's answer.
+    pub fn to_body(self) -> [u8; CHOICE_SIZE] {
+        let (count, framework, version) = match self {
+            Self::Versions { framework, version } => (1, framework, version),
+            Self::Nothing => (0, Version::default(), Version::default()),
+        };
+        zerocopy::transmute!(ChoiceBody {
+            header: NegotiateHeader {
+                framework_count: count.into(),
+                version_count: count.into(),
+                reserved: 0.into(),
+            },
+            framework,
+            version,
+        })
+    }
+
     /// Reads the `body` of the guest's answer.
     ///
     /// # Errors
@@ -249,6 +305,43 @@ mod tests {
     }
 
     #[test]
+    fn the_guest_chooses_the_highest_that_both_speak() {
+        let lists = |frameworks: &[Version], versions: &[Version]| {
+            let header = NegotiateHeader {
+                framework_count: (frameworks.len() as u16).into(),
+                version_count: (versions.len() as u16).into(),
+                reserved: 0.into(),
+            };
+            [
+                header.as_bytes(),
+                frameworks.as_bytes(),
+                versions.as_bytes(),
+            ]
+            .concat()
+        };
+        let v = Version::new;
+        let ours = [v(1, 0), v(3, 0), v(3, 2)];
+        let choose = |body: &[u8]| Choice::of(body, &ours);
+        let body = lists(&[v(1, 0), v(3, 0)], &[v(3, 1), v(3, 0), v(9, 9)]);
+        let choice = Choice::Versions {
+            framework: v(3, 0),
+            version: v(3, 0),
+        };
+        assert_eq!(choose(&body), Ok(choice));
+        // What is written is what the host reads.
+        assert_eq!(Choice::parse(&choice.to_body()), Ok(choice));
+        assert_eq!(
+            Choice::parse(&Choice::Nothing.to_body()),
+            Ok(Choice::Nothing)
+        );
+        assert_eq!(choose(&lists(&[v(3, 0)], &[v(2, 0)])), Ok(Choice::Nothing));
+        assert_eq!(choose(&lists(&[], &[])), Ok(Choice::Nothing));
+        for cut in 0..body.len() {
+            assert_eq!(choose(&body[..cut]), Err(BadMessage), "{cut} bytes");
+        }
+    }
+
+    #[test]
     fn the_header_in_bytes() {
         let header = Header {
             framework: Version::new(3, 0),
@@ -275,6 +368,7 @@ mod tests {
                 let _ = Choice::parse(message.body);
             }
             let _ = Choice::parse(&bytes);
+            let _ = Choice::of(&bytes, FRAMEWORK_VERSIONS);
         }
     }
 }

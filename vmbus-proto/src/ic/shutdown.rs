@@ -3,10 +3,11 @@
 //! The guest answers whether it will do so, before it begins. Linux does what an administrator's
 //! command would do, forced or not.
 
+use zerocopy::FromBytes as _;
 use zerocopy::little_endian::U32;
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::Version;
+use super::{BadMessage, Version};
 use crate::guid::Guid;
 
 /// Class of the service (Linux `HV_SHUTDOWN_GUID`).
@@ -48,6 +49,33 @@ pub struct Shutdown {
 }
 const _: () = assert!(size_of::<Shutdown>() == 2060);
 
+/// What of a request is not text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Why.
+    pub reason: u32,
+    /// Seconds that the guest may take before it begins.
+    pub timeout: u32,
+    /// A combination of [`FLAG_FORCE`], [`FLAG_RESTART`] and [`FLAG_HIBERNATE`].
+    pub flags: u32,
+}
+
+impl Request {
+    /// Reads the `body` of a request, whose text may be cut short.
+    ///
+    /// # Errors
+    /// It is too short even so.
+    pub fn parse(body: &[u8]) -> Result<Self, BadMessage> {
+        let ([reason, timeout, flags], _) =
+            <[U32; 3]>::read_from_prefix(body).map_err(|_| BadMessage)?;
+        Ok(Self {
+            reason: reason.get(),
+            timeout: timeout.get(),
+            flags: flags.get(),
+        })
+    }
+}
+
 impl Shutdown {
     /// A planned one, at once, with `flags`.
     pub const fn planned(flags: u32) -> Self {
@@ -72,5 +100,13 @@ mod tests {
             request.as_bytes()[..16],
             [0, 0, 0, 0x80, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]
         );
+        let read = Request {
+            reason: REASON_PLANNED,
+            timeout: 0,
+            flags: FLAG_RESTART,
+        };
+        assert_eq!(Request::parse(request.as_bytes()), Ok(read));
+        assert_eq!(Request::parse(&request.as_bytes()[..12]), Ok(read));
+        assert_eq!(Request::parse(&request.as_bytes()[..11]), Err(BadMessage));
     }
 }

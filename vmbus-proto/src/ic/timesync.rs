@@ -44,6 +44,15 @@ pub fn wall_clock(since_unix_epoch: Duration) -> u64 {
         .unwrap_or(u64::MAX)
 }
 
+/// The time since the beginning of the year 1970 that this wall clock shows; `None` where it is
+/// earlier.
+pub fn since_unix_epoch(wall_clock: u64) -> Option<Duration> {
+    const UNITS_PER_SECOND: u64 = 10_000_000;
+    let units = wall_clock.checked_sub(UNIX_EPOCH)?;
+    let nanoseconds = ((units % UNITS_PER_SECOND) as u32).saturating_mul(100);
+    Some(Duration::new(units / UNITS_PER_SECOND, nanoseconds))
+}
+
 /// Body of a request before version 4.0 (Linux `struct ictimesync_data`).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -90,6 +99,11 @@ mod tests {
         assert_eq!(wall_clock(Duration::ZERO), UNIX_EPOCH);
         assert_eq!(wall_clock(Duration::new(1, 200)), UNIX_EPOCH + 10_000_002);
         assert_eq!(wall_clock(Duration::MAX), u64::MAX);
+        assert_eq!(since_unix_epoch(UNIX_EPOCH), Some(Duration::ZERO));
+        assert_eq!(since_unix_epoch(UNIX_EPOCH - 1), None);
+        let later = Duration::new(1_790_000_000, 123_456_700);
+        assert_eq!(since_unix_epoch(wall_clock(later)), Some(later));
+        assert!(since_unix_epoch(u64::MAX).is_some());
         // From 1601 to 1970 there are 369 years, 89 of them with a day more.
         assert_eq!(UNIX_EPOCH / 10_000_000, (369 * 365 + 89) * 86_400);
     }
