@@ -1,6 +1,6 @@
-//! The partition's reference time, and deadlines by it.
+//! The partition's reference time: a clock that every guest has.
 //!
-//! The reference time counts units of 100 ns since the partition was made. An MSR reads it at the
+//! [`VmBus::clock`](crate::VmBus::clock) has it ready. It counts units of 100 ns since the partition was made. An MSR reads it at the
 //! price of an exit; where the hypervisor offers the reference TSC page, a multiplication does
 //! (TLFS 12.7). The page says by its sequence 0 that it cannot be used now, for example
 //! where the host's own TSC is not stable.
@@ -26,13 +26,13 @@ const TSC_SCALE: usize = 8;
 const TSC_OFFSET: usize = 16;
 
 /// The reference clock.
-pub(crate) struct Clock<H: Hal> {
+pub struct ReferenceClock<H: Hal> {
     /// The reference TSC page, where there is one.
     page: Option<Dma<H>>,
     hal: PhantomData<fn() -> H>,
 }
 
-impl<H: Hal> Clock<H> {
+impl<H: Hal> ReferenceClock<H> {
     /// Sets up the reference TSC page where the hypervisor offers it. The clock works without.
     pub(crate) fn new(features: &Features) -> Self {
         let offered = features.privileges & privilege::REFERENCE_TSC != 0;
@@ -54,8 +54,9 @@ impl<H: Hal> Clock<H> {
         }
     }
 
-    /// The reference time in units of 100 ns.
-    pub(crate) fn now(&self) -> u64 {
+    /// The time in units of 100 ns since the partition was made. Never waits; may be called in
+    /// interrupt context, on any processor.
+    pub fn now(&self) -> u64 {
         self.page
             .as_ref()
             .and_then(Self::by_tsc)
@@ -63,6 +64,19 @@ impl<H: Hal> Clock<H> {
                 // SAFETY: the privilege was checked at detection; reading has no effect.
                 unsafe { H::rdmsr(msr::TIME_REF_COUNT) }
             })
+    }
+
+    /// The time since the partition was made.
+    pub fn elapsed(&self) -> Duration {
+        Duration::from_nanos_u128(u128::from(self.now()).saturating_mul(100))
+    }
+
+    /// Whether reading the clock costs no exit now: the hypervisor has filled the reference TSC
+    /// page.
+    pub fn is_by_tsc(&self) -> bool {
+        self.page
+            .as_ref()
+            .is_some_and(|page| Self::by_tsc(page).is_some())
     }
 
     /// The time by the page; `None` while it says no, or where it never stands still.
@@ -87,7 +101,7 @@ impl<H: Hal> Clock<H> {
     }
 }
 
-impl<H: Hal> Drop for Clock<H> {
+impl<H: Hal> Drop for ReferenceClock<H> {
     fn drop(&mut self) {
         if let Some(page) = &self.page {
             // SAFETY: the register takes zero, and the page is not used after.
@@ -113,7 +127,7 @@ const FAR: u64 = 20_000;
 /// A turn of a wait may take nanoseconds or, where it sleeps, milliseconds. So the number of
 /// turns between two readings of the clock follows from what the last ones took.
 pub(crate) struct Deadline<'a, H: Hal> {
-    clock: &'a Clock<H>,
+    clock: &'a ReferenceClock<H>,
     /// How long to wait, from the first reading on, in units of 100 ns.
     timeout: u64,
     /// Reference times of the end and of the last reading.
@@ -124,7 +138,7 @@ pub(crate) struct Deadline<'a, H: Hal> {
 }
 
 impl<'a, H: Hal> Deadline<'a, H> {
-    pub(crate) fn new(clock: &'a Clock<H>, timeout: Duration) -> Self {
+    pub(crate) fn new(clock: &'a ReferenceClock<H>, timeout: Duration) -> Self {
         Self {
             clock,
             timeout: u64::try_from(timeout.as_nanos() / 100).unwrap_or(u64::MAX),
@@ -199,7 +213,7 @@ mod tests {
     #[test]
     fn a_wait_whose_turns_become_sleeps_ends_soon_after_its_time() {
         const SECOND: u64 = 10_000_000;
-        let clock = Clock::<OnlyClock>::new(&Features {
+        let clock = ReferenceClock::<OnlyClock>::new(&Features {
             privileges: 0,
             features: 0,
             hints: 0,

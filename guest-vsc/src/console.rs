@@ -156,7 +156,7 @@ impl<'b, H: Hal> Console<'b, H> {
             return Ok(0);
         }
         let deadline = self.channel.bus().deadline();
-        self.channel.wait(Waited::Completion, deadline, || {
+        self.channel.wait(Waited::Packet, deadline, || {
             let length = self.try_read(buffer)?;
             Ok((length != 0).then_some(length))
         })
@@ -172,7 +172,7 @@ impl<'b, H: Hal> Console<'b, H> {
         let bytes = match (next.kind, data(next.payload)) {
             (PacketKind::InBand, Ok(bytes)) => bytes,
             _ => {
-                count(&self.channel.bus().counters.bad_completions);
+                count(&self.channel.bus().counters.bad_packets);
                 &[]
             }
         };

@@ -80,6 +80,10 @@ pub enum Waited {
     Unload,
     /// A completion of a device's packet.
     Completion,
+    /// A packet of a device's own accord.
+    Packet,
+    /// That a device speaks our version of its protocol.
+    ProtocolVersion,
     /// Room in a ring.
     Room,
     /// Another processor's message to the host.
@@ -98,6 +102,8 @@ impl fmt::Display for Waited {
             Self::Modify => "to modify a channel",
             Self::Unload => "to answer UNLOAD",
             Self::Completion => "to complete a packet",
+            Self::Packet => "to send a packet",
+            Self::ProtocolVersion => "to accept the device protocol's version",
             Self::Room => "to make room in a ring",
             Self::Turn => "to answer another processor",
         })

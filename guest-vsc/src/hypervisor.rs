@@ -22,7 +22,7 @@ use vmbus_proto::hv::synic::{MESSAGE_PAYLOAD, MESSAGE_TYPE_CHANNEL};
 use zerocopy::IntoBytes;
 
 use crate::arch;
-use crate::clock::{Clock, Deadline};
+use crate::clock::{Deadline, ReferenceClock};
 use crate::error::Error;
 use crate::hal::Hal;
 use crate::shared::Dma;
@@ -53,6 +53,8 @@ pub enum Missing {
     ReferenceTime,
     /// The hypervisor did not enable the hypercall page.
     HypercallPage,
+    /// The hypervisor takes no crash reports; VMBus works without.
+    CrashMsrs,
 }
 
 impl fmt::Display for Missing {
@@ -75,6 +77,7 @@ impl fmt::Display for Missing {
             Self::Synic => f.write_str("no privilege for the SynIC"),
             Self::ReferenceTime => f.write_str("no privilege for the reference time MSR"),
             Self::HypercallPage => f.write_str("the hypercall page could not be enabled"),
+            Self::CrashMsrs => f.write_str("the hypervisor takes no crash reports"),
         }
     }
 }
@@ -160,7 +163,7 @@ pub(crate) struct Hypervisor<H: Hal> {
     features: Features,
     /// Input page of HvPostMessage.
     input: IrqMutex<H, Dma<H>>,
-    clock: Clock<H>,
+    clock: ReferenceClock<H>,
     hal: PhantomData<fn() -> H>,
 }
 
@@ -183,7 +186,7 @@ impl<H: Hal> Hypervisor<H> {
         Ok(Self {
             features,
             input: IrqMutex::new(input),
-            clock: Clock::new(&features),
+            clock: ReferenceClock::new(&features),
             hal: PhantomData,
         })
     }
@@ -192,7 +195,7 @@ impl<H: Hal> Hypervisor<H> {
         &self.features
     }
 
-    pub(crate) fn clock(&self) -> &Clock<H> {
+    pub(crate) fn clock(&self) -> &ReferenceClock<H> {
         &self.clock
     }
 

@@ -47,7 +47,8 @@
 //! # Map
 //! - [`hal`]: what a kernel has to provide. [`hypervisor`]: finding Hyper-V, and hypercalls.
 //! - [`bus`]: version, offers, messages and interrupts. [`channel`]: rings and doorbells.
-//! - [`storage`], [`console`]: the devices.
+//! - [`storage`], [`console`], [`keyboard`], [`ic`]: the devices.
+//! - [`clock`], [`crash`]: the hypervisor's own clock, and telling it of a crash.
 //!
 //! # Rules
 //! All methods take `&self` and work from any processor. Those whose documentation says *never
@@ -75,12 +76,15 @@ extern crate alloc;
 mod arch;
 pub mod bus;
 pub mod channel;
-mod clock;
+pub mod clock;
 pub mod console;
+pub mod crash;
 pub mod error;
 mod gpadl;
 pub mod hal;
 pub mod hypervisor;
+pub mod ic;
+pub mod keyboard;
 mod shared;
 pub mod storage;
 mod sync;

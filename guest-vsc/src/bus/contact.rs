@@ -93,8 +93,7 @@ impl<H: Hal> VmBus<'_, H> {
     /// [`Error::VersionRefused`] where the host speaks no version that was tried;
     /// [`Error::Timeout`] where it is silent. The bus is not connected then and may try again.
     pub fn connect(&self, options: &Options) -> Result<Version, Error> {
-        let timeout = u32::try_from(options.timeout.as_micros()).unwrap_or(u32::MAX);
-        self.timeout_us.store(timeout, Ordering::Relaxed);
+        self.set_timeout(options.timeout);
         let turn = self.turn()?;
         if self.version().is_some() {
             return Err(Error::AlreadyConnected);

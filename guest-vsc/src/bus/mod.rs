@@ -36,7 +36,7 @@ use vmbus_proto::hv::synic::MESSAGE_TYPE_CHANNEL;
 use vmbus_proto::message::Message;
 use vmbus_proto::version::Version;
 
-use crate::clock::Deadline;
+use crate::clock::{Deadline, ReferenceClock};
 use crate::error::{Error, Waited};
 use crate::hal::Hal;
 use crate::hypervisor::{Features, Hypervisor};
@@ -203,9 +203,14 @@ impl<'m, H: Hal> VmBus<'m, H> {
         self.hypervisor.features()
     }
 
+    /// The partition's reference clock.
+    pub fn clock(&self) -> &ReferenceClock<H> {
+        self.hypervisor.clock()
+    }
+
     /// The partition's reference time in units of 100 ns.
     pub fn reference_time(&self) -> u64 {
-        self.hypervisor.clock().now()
+        self.clock().now()
     }
 
     /// The version that was negotiated; `None` while not connected.
@@ -221,6 +226,13 @@ impl<'m, H: Hal> VmBus<'m, H> {
     /// The offers in the table, used and unused, in no particular order.
     pub fn offers(&self) -> impl Iterator<Item = Offer> + '_ {
         self.slots.iter().filter_map(Slot::offer)
+    }
+
+    /// An offer that this has not given out before, where there is one: first those that
+    /// [`connect`](Self::connect) found, later devices that are added while the guest runs.
+    /// Never waits. That a device is removed its driver says, by [`Error::Rescinded`].
+    pub fn next_offer(&self) -> Option<Offer> {
+        self.slots.iter().find_map(Slot::take_new)
     }
 
     /// The first unused offer of a primary channel of `class`.
@@ -351,6 +363,12 @@ impl<'m, H: Hal> VmBus<'m, H> {
         if status != Status::SUCCESS {
             count(&self.counters.failed_signals);
         }
+    }
+
+    /// Sets how long to wait for each of the host's answers, up to about an hour.
+    pub fn set_timeout(&self, timeout: Duration) {
+        let timeout = u32::try_from(timeout.as_micros()).unwrap_or(u32::MAX);
+        self.timeout_us.store(timeout, Ordering::Relaxed);
     }
 
     /// The end of a wait that begins now.

@@ -73,6 +73,8 @@ pub(crate) struct Slot<H> {
     /// Relid of the offer, 0 where there is none; for the handler.
     relid: AtomicU32,
     rescinded: AtomicBool,
+    /// The offer is new: [`VmBus::next_offer`] has not given it out yet.
+    new: AtomicBool,
     /// Event flags seen.
     events: AtomicU32,
 }
@@ -83,6 +85,7 @@ impl<H> Slot<H> {
             place: IrqMutex::new(Place::Free),
             relid: AtomicU32::new(0),
             rescinded: AtomicBool::new(false),
+            new: AtomicBool::new(false),
             events: AtomicU32::new(0),
         }
     }
@@ -119,6 +122,14 @@ impl<H: Hal> Slot<H> {
         })
     }
 
+    /// The offer, where it is new; it is not after that.
+    pub(crate) fn take_new(&self) -> Option<Offer> {
+        self.new
+            .swap(false, Ordering::Relaxed)
+            .then(|| self.offer())
+            .flatten()
+    }
+
     /// Puts an offer into a free slot; says whether it was free.
     fn fill(&self, offer: &OfferChannel) -> bool {
         self.place.with(|place| {
@@ -127,6 +138,7 @@ impl<H: Hal> Slot<H> {
                 *place = Place::Unused(*offer);
                 self.rescinded.store(false, Ordering::Relaxed);
                 self.events.store(0, Ordering::Relaxed);
+                self.new.store(true, Ordering::Relaxed);
                 self.relid.store(offer.relid.get(), Ordering::Release);
             }
             free

@@ -23,6 +23,8 @@ pub struct Stats {
     pub failed_signals: u32,
     /// Completions that answer no request, or do so a second time.
     pub bad_completions: u32,
+    /// Packets that mean nothing in their device's protocol, or not at that time.
+    pub bad_packets: u32,
 }
 
 /// The counters behind [`Stats`].
@@ -37,6 +39,7 @@ pub(crate) struct Counters {
     pub(crate) stray_events: AtomicU32,
     pub(crate) failed_signals: AtomicU32,
     pub(crate) bad_completions: AtomicU32,
+    pub(crate) bad_packets: AtomicU32,
 }
 
 impl Counters {
@@ -52,6 +55,7 @@ impl Counters {
             stray_events: read(&self.stray_events),
             failed_signals: read(&self.failed_signals),
             bad_completions: read(&self.bad_completions),
+            bad_packets: read(&self.bad_packets),
         }
     }
 }

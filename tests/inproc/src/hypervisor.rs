@@ -62,6 +62,8 @@ pub(crate) struct Vm {
     /// Statuses that the next signals fail with.
     signal_failures: Mutex<Vec<Status>>,
     locked_hypercall_page: AtomicBool,
+    /// The crash parameters, and the reports: what they were then.
+    crash: Mutex<([u64; 5], Vec<[u64; 5]>)>,
     start: Instant,
     posts: AtomicU32,
     signals: AtomicU32,
@@ -86,6 +88,7 @@ impl FakeHypervisor {
             failures: Mutex::default(),
             signal_failures: Mutex::default(),
             locked_hypercall_page: AtomicBool::new(false),
+            crash: Mutex::default(),
             start: Instant::now(),
             posts: AtomicU32::new(0),
             signals: AtomicU32::new(0),
@@ -183,6 +186,16 @@ impl FakeHypervisor {
         self.vm.vps[vp as usize].post(&self.vm.memory, message_type, payload);
     }
 
+    /// The crashes that the guest has reported, as parameters.
+    pub fn crashes(&self) -> Vec<[u64; 5]> {
+        self.vm.crash.lock().unwrap().1.clone()
+    }
+
+    /// What the guest reads in its reference counter.
+    pub fn reference_time(&self) -> u64 {
+        self.vm.rdmsr(0, msr::TIME_REF_COUNT)
+    }
+
     /// Where the guest has put its reference TSC page, if it has.
     pub fn reference_tsc_page(&self) -> Option<u64> {
         let value = self.vm.reference_tsc.load(Ordering::Relaxed);
@@ -208,6 +221,11 @@ fn identity() -> HashMap<u32, Cpuid> {
         eax,
         ..Cpuid::default()
     };
+    let features = Cpuid {
+        eax: privileges,
+        edx: cpuid::feature::CRASH_MSRS,
+        ..Cpuid::default()
+    };
     let present = Cpuid {
         ecx: cpuid::HYPERVISOR_PRESENT,
         ..Cpuid::default()
@@ -216,7 +234,7 @@ fn identity() -> HashMap<u32, Cpuid> {
         (1, present),
         (cpuid::LEAF_VENDOR, vendor),
         (cpuid::LEAF_INTERFACE, eax(cpuid::INTERFACE_SIGNATURE)),
-        (cpuid::LEAF_FEATURES, eax(privileges)),
+        (cpuid::LEAF_FEATURES, features),
         (
             cpuid::LEAF_HINTS,
             eax(cpuid::hint::DEPRECATE_AUTO_EOI | cpuid::hint::RELAXED_TIMING),
@@ -236,6 +254,7 @@ impl Vm {
             msr::HYPERCALL => self.hypercall_page.load(Ordering::Relaxed),
             msr::REFERENCE_TSC => self.reference_tsc.load(Ordering::Relaxed),
             msr::VP_INDEX => u64::from(vp),
+            msr::CRASH_CTL => msr::CRASH_NOTIFY | msr::CRASH_MESSAGE,
             msr::TIME_REF_COUNT => (self.start.elapsed().as_nanos() / 100) as u64,
             _ => self.vps[vp as usize]
                 .rdmsr(register)
@@ -259,6 +278,15 @@ impl Vm {
                 }
             }
             msr::REFERENCE_TSC => self.reference_tsc.store(value, Ordering::Relaxed),
+            msr::CRASH_P0..msr::CRASH_CTL => {
+                let place = (register - msr::CRASH_P0) as usize;
+                self.crash.lock().unwrap().0[place] = value;
+            }
+            msr::CRASH_CTL => {
+                assert!(value & msr::CRASH_NOTIFY != 0, "a crash that is none");
+                let (now, reports) = &mut *self.crash.lock().unwrap();
+                reports.push(*now);
+            }
             _ => self.vps[vp as usize]
                 .wrmsr(&self.memory, register, value)
                 .unwrap_or_else(|| panic!("no MSR {register:#x}")),

@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use host_vsp::console::{Console, Streams};
+use host_vsp::ic::{Clock, Moment, Services};
+use host_vsp::keyboard::Keyboard;
 use host_vsp::storage::{Controller, Disk};
 use host_vsp::vmbus::{DeviceId, VmBus};
 use vmbus_proto::guid::Guid;
@@ -45,6 +47,21 @@ impl Machine {
         self.host.offer(Box::new(controller)).expect("a relid")
     }
 
+    /// Offers a keyboard and returns its other end.
+    pub fn add_keyboard(&self) -> (DeviceId, Keyboard) {
+        let (device, keyboard) = Keyboard::new().expect("an eventfd");
+        (self.host.offer(device).expect("a relid"), keyboard)
+    }
+
+    /// Offers all integration services and returns their other ends. The host's clock is the
+    /// system's; the reference clock is the hypervisor's.
+    pub fn add_services(&self) -> (Vec<DeviceId>, Services) {
+        let clock = Arc::new(self.hypervisor.clone());
+        let (devices, services) = Services::new(clock).expect("file descriptors");
+        let offer = |device| self.host.offer(device).expect("a relid");
+        (devices.into_iter().map(offer).collect(), services)
+    }
+
     /// Offers a console and returns its other end.
     pub fn add_console(&self) -> (DeviceId, Terminal) {
         let terminal = Terminal::default();
@@ -53,6 +70,14 @@ impl Machine {
         let console = Console::new(streams);
         let id = self.host.offer(Box::new(console)).expect("a relid");
         (id, terminal)
+    }
+}
+
+impl Clock for FakeHypervisor {
+    fn now(&self) -> Option<Moment> {
+        let host = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        let reference = self.reference_time();
+        Some(Moment { host, reference })
     }
 }
 

@@ -125,7 +125,7 @@ fn a_terminal_that_takes_nothing_is_an_error_not_a_hang() {
             std::thread::yield_now();
         }
         let nothing_typed = Console::read(&console, &mut [0; 1]);
-        assert_eq!(nothing_typed, Err(Error::Timeout(Waited::Completion)));
+        assert_eq!(nothing_typed, Err(Error::Timeout(Waited::Packet)));
     });
 }
 
