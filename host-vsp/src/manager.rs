@@ -176,7 +176,8 @@ impl Manager {
         let failed = |error: &dyn std::fmt::Display| {
             Error::Failed(format!("there can be no storage controller: {error}"))
         };
-        let mut controller = Controller::new(instance(number)).map_err(|error| failed(&error))?;
+        let controller = Controller::new(instance(number)).map_err(|error| failed(&error))?;
+        let mut controller = controller.with_channels_for(self.machine.config().cpus);
         controller.attach(0, disk)?;
         let handle = controller.disks();
         let device = self.machine.bus().offer(Box::new(controller));

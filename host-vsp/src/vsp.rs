@@ -1,5 +1,6 @@
 //! What a synthetic device is to the bus: the trait of a VSP.
 
+use std::io;
 use std::os::fd::RawFd;
 
 use vmbus_proto::guid::Guid;
@@ -32,6 +33,25 @@ pub trait Vsp: Send {
     /// A guest that breaks the protocol beyond an error answer: the channel stops, the VM and its
     /// other channels go on.
     fn service(&mut self, channel: &mut Channel) -> Result<(), ChannelError>;
+
+    /// How many sub-channels the guest has asked for in this conversation. The bus looks after each
+    /// [`service`](Self::service), offers the new ones with this device's class and instance,
+    /// numbered from 1, and takes them away when this channel closes. It never becomes less in
+    /// between, and how many a guest may ask for is for the device to bound.
+    fn sub_channels(&self) -> u16 {
+        0
+    }
+
+    /// The VSP that serves sub-channel `index`, which shares the state of this device. It is a
+    /// device of its own to the bus, opened, closed, saved and restored, but for its offer, which
+    /// is made from this one's.
+    ///
+    /// # Errors
+    /// There can be no such sub-channel: the guest gets one less.
+    fn sub_channel(&mut self, index: u16) -> io::Result<Box<dyn Vsp>> {
+        let _ = index;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// A file descriptor that is readable while the VSP has something to do besides packets;
     /// [`service`](Self::service) makes it unreadable again.

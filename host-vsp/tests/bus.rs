@@ -54,6 +54,7 @@ fn done(bus: &mut Bus) -> Vec<String> {
             Action::Close { relid } => format!("close {relid}"),
             Action::Retarget { relid, vp } => format!("retarget {relid} {vp:?}"),
             Action::Kick { relid } => format!("kick {relid}"),
+            Action::Remove { relid } => format!("remove {relid}"),
         });
     }
     all
@@ -373,7 +374,7 @@ fn teardown_waits_for_the_rings() {
     bus.rescind(2);
     assert_eq!(
         done(&mut bus),
-        ["close 2", "vp1 torndown 7", "vp1 rescind 2"]
+        ["close 2", "vp1 torndown 7", "vp1 rescind 2", "remove 2"]
     );
 }
 
@@ -406,7 +407,7 @@ fn modify_channel_by_version() {
 fn rescind_and_release() {
     let mut bus = opened(Version::V5_3);
     bus.rescind(2);
-    assert_eq!(done(&mut bus), ["close 2", "vp1 rescind 2"]);
+    assert_eq!(done(&mut bus), ["close 2", "vp1 rescind 2", "remove 2"]);
     assert_eq!(say(&mut bus, close(2)), [""; 0]);
     assert_eq!(say(&mut bus, teardown(2, 7)), ["vp1 torndown 7"]);
     assert_eq!(say(&mut bus, open(2, 7, 0)), ["vp1 opened 2 c000000d"]);
@@ -452,7 +453,7 @@ fn unload_contact_and_reset_forget_everything() {
     let mut bus = opened(Version::V5_3);
     bus.rescind(3);
     bus.reset();
-    assert_eq!(done(&mut bus), ["close 2"]);
+    assert_eq!(done(&mut bus), ["remove 3", "close 2"]);
     assert_eq!(
         bus.relids().collect::<Vec<_>>(),
         [1, 2],

@@ -2,11 +2,12 @@
 
 mod support;
 
+use host_vsp::hv::Messages as _;
 use host_vsp::storage::{Controller, RawFile};
 use host_vsp::vmbus::VmBus;
 use support::{Guest, GuestChannel};
 use vmbus_proto::guid::Guid;
-use vmbus_proto::message::Message;
+use vmbus_proto::message::{ChannelId, Message};
 use vmbus_proto::packet::Outgoing;
 use vmbus_proto::storvsp::{Operation, ProtocolVersion, VstorPacket};
 
@@ -118,8 +119,12 @@ fn a_controller_goes_with_its_disks_and_comes_again() {
         Ok(Message::RescindChannelOffer(channel)) if channel.relid.get() == 1
     );
     assert!(rescinded, "{heard:?}");
-    // Its images are free: the same one is opened again, for writing.
+    // Its images are free: the same one is opened again, for writing. The guest hears of it when
+    // it has let the old one go, or it would take it for that.
     machine.bus.offer(Box::new(machine.controller())).unwrap();
+    assert_eq!(machine.guest.log.backlog(), 0, "it was offered at once");
+    let released = Message::RelidReleased(ChannelId::new(1)).encode();
+    machine.guest.say(&machine.bus, &released);
     let heard = machine.guest.hear();
     let offered = matches!(
         Message::parse(&heard),
@@ -128,6 +133,6 @@ fn a_controller_goes_with_its_disks_and_comes_again() {
     );
     assert!(
         offered,
-        "the relid is the guest's until it lets it go: {heard:?}"
+        "it has a relid of its own, and was offered once: {heard:?}"
     );
 }

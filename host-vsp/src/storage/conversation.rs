@@ -2,7 +2,9 @@
 //!
 //! The order is BEGIN_INITIALIZATION, QUERY_PROTOCOL_VERSION, QUERY_PROPERTIES,
 //! END_INITIALIZATION, then SRBs and resets. Whatever comes instead is refused with a status; a
-//! guest waits for every answer without a timeout.
+//! guest waits for every answer without a timeout. CREATE_SUB_CHANNELS comes once, before or after
+//! END_INITIALIZATION; sub-channels carry SRBs and resets only, and those wait until the
+//! initialization has ended.
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -16,8 +18,8 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 use vmbus_proto::scsi::Sense;
 use vmbus_proto::storvsp::{
-    ChannelProperties, Operation, PACKET_SIZE, PACKET_SIZE_BEFORE_5_1, ProtocolVersion,
-    VstorPacket, status,
+    ChannelProperties, Operation, PACKET_SIZE, PACKET_SIZE_BEFORE_5_1, PROPERTY_MULTI_CHANNEL,
+    ProtocolVersion, VstorPacket, status,
 };
 
 use super::MAX_TRANSFER_BYTES;
@@ -73,11 +75,23 @@ impl Answer {
     pub(super) fn payload(&self) -> &[u8] {
         self.packet.wire_bytes(self.size)
     }
+
+    /// The answer of these bytes, where they can be one.
+    fn load(transaction_id: u64, bytes: &[u8]) -> Option<Self> {
+        let size = bytes.len();
+        let packet = VstorPacket::parse(bytes)?;
+        (size == PACKET_SIZE || size == PACKET_SIZE_BEFORE_5_1).then_some(Self {
+            transaction_id,
+            packet,
+            size,
+        })
+    }
 }
 
 /// What the guest and we have said so far.
-#[derive(Default)]
 pub(super) struct Conversation {
+    /// Sub-channels that may be asked for; `None` on a sub-channel.
+    max_sub_channels: Option<u16>,
     phase: Phase,
     version: Option<ProtocolVersion>,
     /// To send, the oldest first.
@@ -86,6 +100,9 @@ pub(super) struct Conversation {
     resets: Vec<Answer>,
     /// The guest is to look for its disks.
     enumerate: bool,
+    /// Sub-channels that were asked for, and those of them that the guest knows to be granted.
+    sub_channels: u16,
+    granted: u16,
 }
 
 /// How far the initialization has come.
@@ -110,11 +127,58 @@ struct Saved {
     phase: Phase,
     version: Option<u16>,
     enumerate: bool,
+    sub_channels: u16,
     /// Transaction ids and packets.
     answers: Vec<(u64, Vec<u8>)>,
+    resets: Vec<(u64, Vec<u8>)>,
 }
 
 impl Conversation {
+    /// Nothing is said yet on a primary channel, on which so many sub-channels may be asked for.
+    pub(super) fn primary(max_sub_channels: u16) -> Self {
+        Self {
+            max_sub_channels: Some(max_sub_channels),
+            phase: Phase::Begin,
+            version: None,
+            answers: VecDeque::new(),
+            resets: Vec::new(),
+            enumerate: false,
+            sub_channels: 0,
+            granted: 0,
+        }
+    }
+
+    /// Nothing is said yet on a sub-channel, where it need not be: `version` is the primary one's.
+    pub(super) fn sub_channel(version: ProtocolVersion) -> Self {
+        Self {
+            max_sub_channels: None,
+            phase: Phase::Ready,
+            version: Some(version),
+            ..Self::primary(0)
+        }
+    }
+
+    /// The version agreed on.
+    pub(super) fn version(&self) -> Option<ProtocolVersion> {
+        self.version
+    }
+
+    /// Sub-channels to offer.
+    pub(super) fn granted_sub_channels(&self) -> u16 {
+        self.granted
+    }
+
+    /// Whether the other channels of the controller have to wait: before the initialization has
+    /// ended, and in a reset.
+    pub(super) fn holds_others(&self) -> bool {
+        self.phase != Phase::Ready || self.is_resetting()
+    }
+
+    /// All answers are in the ring.
+    pub(super) fn all_answered(&mut self) {
+        self.granted = self.sub_channels;
+    }
+
     /// Whether requests have to wait until those before them are finished.
     pub(super) fn is_resetting(&self) -> bool {
         !self.resets.is_empty()
@@ -140,8 +204,8 @@ impl Conversation {
         self.enumerate = false;
     }
 
-    /// Nothing is in flight any more: resets are done.
-    pub(super) fn idle(&mut self) {
+    /// Nothing is in flight on any channel any more: resets are done.
+    pub(super) fn reset_done(&mut self) {
         self.answers.extend(self.resets.drain(..));
     }
 
@@ -170,11 +234,7 @@ impl Conversation {
                 }
             }
             (Some(Operation::QueryProperties), Phase::Properties) => {
-                let properties = ChannelProperties {
-                    max_transfer_bytes: MAX_TRANSFER_BYTES.into(),
-                    ..ChannelProperties::default()
-                };
-                request.packet = request.packet.with_properties(&properties);
+                request.packet = request.packet.with_properties(&self.properties());
                 self.phase = Phase::End;
                 status::SUCCESS
             }
@@ -190,8 +250,10 @@ impl Conversation {
                 self.resets.push(request.answer(status::SUCCESS));
                 return None;
             }
-            // There are no sub-channels to be had: the properties say 0.
-            (Some(Operation::CreateSubChannels), Phase::Ready) => status::INVALID_PARAMETER,
+            // Windows asks before the end of the initialization, Linux after it.
+            (Some(Operation::CreateSubChannels), Phase::End | Phase::Ready) => {
+                self.create_sub_channels(request.packet.sub_channel_count())
+            }
             // These are not for this device, not for the host, or for nobody.
             (
                 None
@@ -212,46 +274,81 @@ impl Conversation {
         None
     }
 
-    /// The conversation as bytes. Nothing is in flight and no reset waits.
+    fn properties(&self) -> ChannelProperties {
+        let properties = ChannelProperties {
+            max_transfer_bytes: MAX_TRANSFER_BYTES.into(),
+            ..ChannelProperties::default()
+        };
+        match self.most_sub_channels() {
+            0 => properties,
+            most => ChannelProperties {
+                max_channel_count: most.into(),
+                flags: PROPERTY_MULTI_CHANNEL.into(),
+                ..properties
+            },
+        }
+    }
+
+    /// Sub-channels that the guest may ask for here and in this version.
+    fn most_sub_channels(&self) -> u16 {
+        let most = self.max_sub_channels.unwrap_or(0);
+        let knows = self.version.is_some_and(|v| v >= ProtocolVersion::V5_1);
+        if knows { most } else { 0 }
+    }
+
+    fn create_sub_channels(&mut self, count: u16) -> u32 {
+        if count > self.most_sub_channels() {
+            return status::INVALID_PARAMETER;
+        }
+        if self.sub_channels != 0 {
+            return status::INVALID_DEVICE_STATE;
+        }
+        self.sub_channels = count;
+        status::SUCCESS
+    }
+
+    /// The conversation as bytes. Nothing is in flight on its channel.
     pub(super) fn save(&self) -> Vec<u8> {
-        let answers = self.answers.iter();
+        fn bytes<'a>(answers: impl Iterator<Item = &'a Answer>) -> Vec<(u64, Vec<u8>)> {
+            answers
+                .map(|answer| (answer.transaction_id, answer.payload().to_vec()))
+                .collect()
+        }
         let saved = Saved {
             phase: self.phase,
             version: self.version.map(|version| version as u16),
             enumerate: self.enumerate,
-            answers: answers
-                .map(|answer| (answer.transaction_id, answer.payload().to_vec()))
-                .collect(),
+            sub_channels: self.sub_channels,
+            answers: bytes(self.answers.iter()),
+            resets: bytes(self.resets.iter()),
         };
         // Numbers and bytes cannot fail to serialize into memory.
         postcard::to_stdvec(&saved).unwrap_or_default()
     }
 
-    /// The conversation in bytes of [`save`](Self::save), or what is wrong with them.
-    pub(super) fn load(bytes: &[u8]) -> Result<Self, String> {
+    /// This conversation, as it was when [`save`](Self::save) gave `bytes`; or what is wrong with
+    /// them.
+    pub(super) fn load(self, bytes: &[u8]) -> Result<Self, String> {
         let saved: Saved = postcard::from_bytes(bytes).map_err(|error| error.to_string())?;
         let version = match saved.version.map(ProtocolVersion::from_wire) {
             Some(None) => return Err("its protocol version is unknown".to_owned()),
             Some(version) => version,
             None => None,
         };
-        let answers = saved.answers.into_iter().map(|(transaction_id, bytes)| {
-            let size = bytes.len();
-            VstorPacket::parse(&bytes)
-                .filter(|_| size == PACKET_SIZE || size == PACKET_SIZE_BEFORE_5_1)
-                .map(|packet| Answer {
-                    transaction_id,
-                    packet,
-                    size,
-                })
-        });
-        let answers = answers.collect::<Option<_>>();
+        let answers = |all: Vec<(u64, Vec<u8>)>| {
+            let answers = all.into_iter().map(|(transaction_id, bytes)| {
+                Answer::load(transaction_id, &bytes).ok_or("an answer has a wrong length")
+            });
+            answers.collect::<Result<Vec<_>, _>>()
+        };
         Ok(Self {
             phase: saved.phase,
             version,
-            answers: answers.ok_or("an answer has a wrong length")?,
-            resets: Vec::new(),
+            answers: answers(saved.answers)?.into(),
+            resets: answers(saved.resets)?,
             enumerate: saved.enumerate,
+            sub_channels: saved.sub_channels,
+            ..self
         })
     }
 }

@@ -1,8 +1,11 @@
-//! The threads that do transfers, and the queue their results come back by.
+//! The threads that do transfers, and the lanes by which their results come back.
 //!
-//! A [`Job`] goes in with whatever its submitter needs to answer it, and comes out as a
-//! [`Finished`] exactly once, whatever the backend did. An eventfd is readable while there are
-//! results that nobody took.
+//! A [`Job`] goes in by a [`Lane`] with whatever its submitter needs to answer it, and comes out of
+//! the same lane as a [`Finished`] exactly once, whatever the backend did. A lane's eventfd is
+//! readable while there are results that nobody took.
+//!
+//! Each channel of a controller has a lane. A lane can [hold](Lane::hold) the others: they begin
+//! nothing new, and the holder learns when nothing is at work any more. Resets are made of that.
 #![cfg_attr(
     not(test),
     deny(
@@ -14,85 +17,20 @@
     )
 )]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::backend::Backend;
-use super::buffer::GuestBuffer;
+use super::io::Io;
 
 /// Transfers that run at the same time.
 const THREADS: usize = 4;
-
-/// Bytes that [`Io::Verify`] reads at a time.
-const VERIFY_CHUNK: usize = 256 * 1024;
-
-/// What to do with a backend. Offsets and lengths in bytes.
-pub(super) enum Io {
-    /// Into the buffer, all of it.
-    Read { offset: u64, buffer: GuestBuffer },
-    /// From the buffer, all of it.
-    Write {
-        offset: u64,
-        buffer: GuestBuffer,
-        durable: bool,
-    },
-    /// Read and forget.
-    Verify { offset: u64, length: u64 },
-    /// Make what was written durable.
-    Flush,
-    /// Forget these places: offset and length.
-    Unmap(Vec<(u64, u64)>),
-}
-
-impl Io {
-    /// Does it on this thread if that needs no waiting.
-    pub(super) fn run_if_ready(&self, backend: &dyn Backend) -> Option<io::Result<()>> {
-        match self {
-            Self::Read { offset, buffer } => backend.read_if_ready(*offset, &buffer.slices()?),
-            _ => None,
-        }
-    }
-
-    fn run(&self, backend: &dyn Backend) -> io::Result<()> {
-        let gone = || io::Error::other("guest memory has gone");
-        match self {
-            Self::Read { offset, buffer } => {
-                backend.read(*offset, &buffer.slices().ok_or_else(gone)?)
-            }
-            Self::Write {
-                offset,
-                buffer,
-                durable,
-            } => backend.write(*offset, &buffer.slices().ok_or_else(gone)?, *durable),
-            Self::Verify { offset, length } => verify(backend, *offset, *length),
-            Self::Flush => backend.flush(),
-            Self::Unmap(places) => places
-                .iter()
-                .try_for_each(|&(offset, length)| backend.unmap(offset, length)),
-        }
-    }
-}
-
-fn verify(backend: &dyn Backend, offset: u64, length: u64) -> io::Result<()> {
-    let mut chunk = vec![0; VERIFY_CHUNK.min(usize::try_from(length).unwrap_or(usize::MAX))];
-    let end = offset.saturating_add(length);
-    let mut at = offset;
-    while at < end {
-        let left = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
-        let size = left.min(chunk.len());
-        let part = chunk.get_mut(..size).unwrap_or_default();
-        backend.read(at, &[VolatileSlice::from(part)])?;
-        at = at.saturating_add(size as u64);
-    }
-    Ok(())
-}
 
 /// A request for a backend.
 pub(super) struct Job<T> {
@@ -117,17 +55,65 @@ struct Shared<T> {
     queues: Mutex<Queues<T>>,
     /// Jobs came, or the end.
     work: Condvar,
-    /// The last job in flight is done.
+    /// The last job of a lane is done.
     idle: Condvar,
-    event: EventFd,
 }
 
 struct Queues<T> {
-    jobs: VecDeque<Job<T>>,
+    /// Each with its lane.
+    jobs: VecDeque<(u64, Job<T>)>,
+    lanes: BTreeMap<u64, LaneState<T>>,
+    next_lane: u64,
+    /// Jobs in flight in all lanes, and lanes that take new ones.
+    busy: usize,
+    stop: bool,
+}
+
+struct LaneState<T> {
     /// Jobs submitted and not yet in `finished`.
     in_flight: usize,
     finished: Vec<Finished<T>>,
-    stop: bool,
+    /// Its submitter may be at a new request.
+    takes: bool,
+    /// The other lanes begin nothing new.
+    holds: bool,
+    event: Arc<EventFd>,
+}
+
+impl<T> LaneState<T> {
+    fn wake(&self) {
+        // Fails only where the counter is full, and then the event is readable anyway.
+        let _ = self.event.write(1);
+    }
+}
+
+impl<T> Queues<T> {
+    /// Tells those that hold others, except `lane`, where nothing is at work any more.
+    fn tell_holders(&self, lane: u64) {
+        if self.busy == 0 {
+            let others = self.lanes.iter().filter(|(key, _)| **key != lane);
+            let holders = others.filter(|(_, other)| other.holds);
+            holders.for_each(|(_, holder)| holder.wake());
+        }
+    }
+
+    fn set_takes(&mut self, lane: u64, takes: bool) {
+        if let Some(state) = self.lanes.get_mut(&lane) {
+            let before = std::mem::replace(&mut state.takes, takes);
+            self.busy = self.busy.saturating_sub(usize::from(before));
+            self.busy = self.busy.saturating_add(usize::from(takes));
+        }
+    }
+
+    fn set_holds(&mut self, lane: u64, holds: bool) {
+        if let Some(state) = self.lanes.get_mut(&lane) {
+            state.holds = holds;
+        }
+        if !holds {
+            let others = self.lanes.iter().filter(|(key, _)| **key != lane);
+            others.for_each(|(_, other)| other.wake());
+        }
+    }
 }
 
 impl<T> Shared<T> {
@@ -140,19 +126,19 @@ impl<T: Send + 'static> Engine<T> {
     /// An engine with its threads.
     ///
     /// # Errors
-    /// The system has no eventfd or no threads for us.
+    /// The system has no threads for us.
     pub(super) fn new() -> io::Result<Self> {
         let queues = Queues {
             jobs: VecDeque::new(),
-            in_flight: 0,
-            finished: Vec::new(),
+            lanes: BTreeMap::new(),
+            next_lane: 0,
+            busy: 0,
             stop: false,
         };
         let shared = Arc::new(Shared {
             queues: Mutex::new(queues),
             work: Condvar::new(),
             idle: Condvar::new(),
-            event: EventFd::new(EFD_NONBLOCK)?,
         });
         // Made before its threads: where the second cannot be had, dropping it ends the first.
         let mut engine = Self {
@@ -169,53 +155,30 @@ impl<T: Send + 'static> Engine<T> {
         Ok(engine)
     }
 
-    /// Takes a job. How many there may be is for the caller to bound.
-    pub(super) fn submit(&self, job: Job<T>) {
+    /// A new lane.
+    ///
+    /// # Errors
+    /// The system has no eventfd for us.
+    pub(super) fn lane(&self) -> io::Result<Lane<T>> {
+        let event = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let state = LaneState {
+            in_flight: 0,
+            finished: Vec::new(),
+            takes: false,
+            holds: false,
+            event: Arc::clone(&event),
+        };
         let mut queues = self.shared.lock();
-        queues.in_flight = queues.in_flight.saturating_add(1);
-        queues.jobs.push_back(job);
+        let key = queues.next_lane;
+        queues.next_lane = key.wrapping_add(1);
+        queues.lanes.insert(key, state);
         drop(queues);
-        self.shared.work.notify_one();
-    }
-
-    /// Takes what is finished, and says how many jobs are still not.
-    pub(super) fn take_finished(&self) -> (Vec<Finished<T>>, usize) {
-        let mut queues = self.shared.lock();
-        (std::mem::take(&mut queues.finished), queues.in_flight)
-    }
-
-    /// Waits until no job is in flight.
-    pub(super) fn wait_idle(&self) {
-        let mut queues = self.shared.lock();
-        while queues.in_flight != 0 {
-            queues = self
-                .shared
-                .idle
-                .wait(queues)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// The descriptor that is readable while results wait.
-    pub(super) fn event(&self) -> RawFd {
-        self.shared.event.as_raw_fd()
-    }
-
-    /// Another descriptor of it, to make it readable from elsewhere.
-    pub(super) fn waker(&self) -> io::Result<EventFd> {
-        self.shared.event.try_clone()
-    }
-
-    /// Makes the event unreadable; results that come later make it readable again.
-    pub(super) fn clear_event(&self) {
-        // Not blocking, and an event that is not set is no error.
-        let _ = self.shared.event.read();
-    }
-
-    /// Makes the event readable, for a submitter that wants to be called again.
-    pub(super) fn set_event(&self) {
-        // Fails only where the counter is full, and then the event is readable anyway.
-        let _ = self.shared.event.write(1);
+        Ok(Lane {
+            shared: Arc::clone(&self.shared),
+            key,
+            holds: false,
+            event,
+        })
     }
 }
 
@@ -233,14 +196,127 @@ impl<T> Drop for Engine<T> {
     }
 }
 
+/// Where one channel's jobs go in and their results come out. The engine outlives it.
+pub(super) struct Lane<T> {
+    shared: Arc<Shared<T>>,
+    key: u64,
+    holds: bool,
+    event: Arc<EventFd>,
+}
+
+/// What a lane has, see [`Lane::collect`].
+pub(super) struct Collected<T> {
+    pub(super) finished: Vec<Finished<T>>,
+    /// Jobs of this lane that are not finished.
+    pub(super) in_flight: usize,
+    /// Nothing is at work in any lane, and nothing begins in another one while this one holds.
+    pub(super) all_idle: bool,
+    /// A new request may be begun, until the next call or [`Lane::rest`].
+    pub(super) may_take: bool,
+}
+
+impl<T> Lane<T> {
+    /// Takes what is finished, and asks whether a new request may be begun, where one is `wanted`.
+    pub(super) fn collect(&self, wanted: bool) -> Collected<T> {
+        let mut queues = self.shared.lock();
+        let mut others = queues.lanes.iter().filter(|(key, _)| **key != self.key);
+        let may_take = wanted && !others.any(|(_, other)| other.holds);
+        queues.set_takes(self.key, false);
+        let all_idle = queues.busy == 0;
+        queues.set_takes(self.key, may_take);
+        let (finished, in_flight) = match queues.lanes.get_mut(&self.key) {
+            Some(state) => (std::mem::take(&mut state.finished), state.in_flight),
+            None => (Vec::new(), 0),
+        };
+        Collected {
+            finished,
+            in_flight,
+            all_idle,
+            may_take,
+        }
+    }
+
+    /// Begins no new request before the next [`collect`](Self::collect).
+    pub(super) fn rest(&self) {
+        let mut queues = self.shared.lock();
+        queues.set_takes(self.key, false);
+        queues.tell_holders(self.key);
+    }
+
+    /// Holds the other lanes, or no longer.
+    pub(super) fn hold(&mut self, holds: bool) {
+        if self.holds != holds {
+            self.holds = holds;
+            self.shared.lock().set_holds(self.key, holds);
+        }
+    }
+
+    /// Takes a job. How many there may be is for the caller to bound.
+    pub(super) fn submit(&self, job: Job<T>) {
+        let mut queues = self.shared.lock();
+        queues.busy = queues.busy.saturating_add(1);
+        if let Some(state) = queues.lanes.get_mut(&self.key) {
+            state.in_flight = state.in_flight.saturating_add(1);
+        }
+        queues.jobs.push_back((self.key, job));
+        drop(queues);
+        self.shared.work.notify_one();
+    }
+
+    /// Waits until none of this lane's jobs is in flight.
+    pub(super) fn wait_idle(&self) {
+        let mut queues = self.shared.lock();
+        while queues
+            .lanes
+            .get(&self.key)
+            .is_some_and(|state| state.in_flight != 0)
+        {
+            queues = self
+                .shared
+                .idle
+                .wait(queues)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The descriptor that is readable while results wait.
+    pub(super) fn event(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+
+    /// Another descriptor of it, to make it readable from elsewhere.
+    pub(super) fn waker(&self) -> io::Result<EventFd> {
+        self.event.try_clone()
+    }
+
+    /// Makes the event unreadable; results that come later make it readable again.
+    pub(super) fn clear_event(&self) {
+        // Not blocking, and an event that is not set is no error.
+        let _ = self.event.read();
+    }
+
+    /// Makes the event readable, for a submitter that wants to be called again.
+    pub(super) fn set_event(&self) {
+        // Fails only where the counter is full, and then the event is readable anyway.
+        let _ = self.event.write(1);
+    }
+}
+
+impl<T> Drop for Lane<T> {
+    fn drop(&mut self) {
+        self.wait_idle();
+        let mut queues = self.shared.lock();
+        queues.set_takes(self.key, false);
+        queues.set_holds(self.key, false);
+        queues.lanes.remove(&self.key);
+        queues.tell_holders(self.key);
+    }
+}
+
 fn run<T>(shared: &Shared<T>) {
     loop {
         let mut queues = shared.lock();
-        let Job {
-            request,
-            backend,
-            io,
-        } = loop {
+        let (lane, job) = loop {
             if queues.stop {
                 return;
             }
@@ -255,6 +331,11 @@ fn run<T>(shared: &Shared<T>) {
             }
         };
         drop(queues);
+        let Job {
+            request,
+            backend,
+            io,
+        } = job;
         // A backend of an embedder's own may panic. That is one failed request, not a guest that
         // waits for ever: the backend is behind a shared reference and guards its own state.
         let outcome = catch_unwind(AssertUnwindSafe(|| io.run(&*backend)))
@@ -262,16 +343,21 @@ fn run<T>(shared: &Shared<T>) {
         // The guest's pages are let go before anybody can learn that the request is done.
         drop(io);
         let mut queues = shared.lock();
-        queues.finished.push(Finished { request, outcome });
-        queues.in_flight = queues.in_flight.saturating_sub(1);
-        let first = queues.finished.len() == 1;
-        if queues.in_flight == 0 {
-            shared.idle.notify_all();
-        }
-        drop(queues);
-        if first {
+        queues.busy = queues.busy.saturating_sub(1);
+        let mut first = None;
+        if let Some(state) = queues.lanes.get_mut(&lane) {
+            state.finished.push(Finished { request, outcome });
+            state.in_flight = state.in_flight.saturating_sub(1);
             // The taker empties the event before it takes, so the first result is enough.
-            let _ = shared.event.write(1);
+            first = (state.finished.len() == 1).then(|| Arc::clone(&state.event));
+            if state.in_flight == 0 {
+                shared.idle.notify_all();
+            }
+        }
+        queues.tell_holders(lane);
+        drop(queues);
+        if let Some(event) = first {
+            let _ = event.write(1);
         }
     }
 }

@@ -17,6 +17,8 @@ mod engine;
 mod handle;
 mod identity;
 mod incoming;
+mod io;
+mod port;
 mod scsi;
 #[cfg(test)]
 mod tests;
@@ -25,7 +27,8 @@ mod vsp;
 pub use backend::{Backend, Format, OpenError, Qcow2File, RawFile, ServedFile};
 pub use buffer::{BufferError, GuestBuffer};
 pub use handle::{ChangeError, ControllerHandle};
-pub use vsp::{AttachError, Controller, Disk, MAX_IN_FLIGHT, MAX_LUNS};
+pub use port::MAX_IN_FLIGHT;
+pub use vsp::{AttachError, Controller, Disk, MAX_LUNS, MAX_SUB_CHANNELS};
 
 /// Bytes of a logical block, of every disk.
 pub const BLOCK_SIZE: u64 = 512;

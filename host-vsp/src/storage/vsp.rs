@@ -1,12 +1,4 @@
-//! The controller: packets to SCSI requests, results to answers.
-//!
-//! Every request is answered exactly once, with its own transaction id, by COMPLETE_IO. The ids
-//! are the guest's: they are kept with their request and never looked up, so that an id used twice
-//! at a time gets two answers.
-//!
-//! A request is taken from the ring only while the number of those in flight is below
-//! [`MAX_IN_FLIGHT`], and only when no answer waits for room: a guest that takes no answers stops
-//! itself.
+//! The controller and its channels: the primary one, and sub-channels as the guest asks for them.
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -23,30 +15,23 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use vmbus_proto::guid::Guid;
 use vmbus_proto::message::OfferChannel;
-use vmbus_proto::packet::Outgoing;
-use vmbus_proto::ring::SendError;
-use vmbus_proto::storvsp::SCSI_CLASS;
+use vmbus_proto::storvsp::{ProtocolVersion, SCSI_CLASS};
 
 use super::backend::{Backend, Format, OpenError, Qcow2File, RawFile, ServedFile};
 use super::conversation::{Conversation, Request};
-use super::engine::{Engine, Finished, Job};
+use super::engine::Engine;
 use super::handle::{ControllerHandle, Shared};
-use super::incoming::Incoming;
-use super::scsi::{Outcome, Step, Transfer};
+use super::port::Port;
+use super::scsi::Transfer;
 use crate::vmbus::channel::{Channel, ChannelError};
 use crate::vsp::{StateError, Vsp, plain_offer};
 
-/// Most requests of a controller that are in flight.
-pub const MAX_IN_FLIGHT: usize = 256;
+/// Most sub-channels of a controller. Each has a thread; beyond that many, transfers are slower
+/// than channels.
+pub const MAX_SUB_CHANNELS: u16 = 15;
 
 /// Disks on a controller: LUNs 0 to 63.
 pub const MAX_LUNS: u8 = 64;
-
-/// Packets taken before the worker gets a chance to raise the interrupt for their answers.
-const BATCH: usize = 64;
-
-/// The longest packet a descriptor can describe, so that none is too long to be refused.
-const LONGEST_PACKET: usize = u16::MAX as usize * 8;
 
 /// A disk to attach to a controller.
 pub struct Disk {
@@ -99,11 +84,11 @@ pub enum AttachError {
 
 /// A SCSI controller with its disks.
 pub struct Controller {
-    shared: Arc<Shared>,
-    engine: Engine<(Request, Transfer)>,
-    /// Where packets are copied to.
-    packet: Vec<u8>,
-    conversation: Conversation,
+    // Before the engine: a lane ends before its threads.
+    port: Port,
+    engine: Arc<Engine<(Request, Transfer)>>,
+    /// Sub-channels that a guest may ask for.
+    max_sub_channels: u16,
 }
 
 /// A controller's state as bytes.
@@ -122,12 +107,24 @@ impl Controller {
     /// The system has no threads or eventfd for it.
     pub fn new(instance: Guid) -> io::Result<Self> {
         let engine = Engine::new()?;
+        let lane = engine.lane()?;
+        let shared = Arc::new(Shared::new(instance, lane.waker()?));
         Ok(Self {
-            shared: Arc::new(Shared::new(instance, engine.waker()?)),
-            engine,
-            packet: vec![0; LONGEST_PACKET],
-            conversation: Conversation::default(),
+            port: Port::new(shared, lane, Conversation::primary(0)),
+            engine: Arc::new(engine),
+            max_sub_channels: 0,
         })
+    }
+
+    /// Lets guests ask for sub-channels: one channel for each of `vp_count` processors, up to
+    /// [`MAX_SUB_CHANNELS`] beside the primary one. Not while a guest uses the controller.
+    #[must_use]
+    pub fn with_channels_for(mut self, vp_count: u32) -> Self {
+        let wanted = u16::try_from(vp_count.saturating_sub(1)).unwrap_or(u16::MAX);
+        self.max_sub_channels = wanted.min(MAX_SUB_CHANNELS);
+        self.port
+            .begin(Conversation::primary(self.max_sub_channels));
+        self
     }
 
     /// Puts a disk at `lun`.
@@ -140,89 +137,7 @@ impl Controller {
 
     /// The controller's disks, to be changed while it serves a guest.
     pub fn disks(&self) -> ControllerHandle {
-        ControllerHandle(Arc::clone(&self.shared))
-    }
-
-    /// Turns results into answers; says how many requests are still in flight.
-    fn collect(&mut self) -> usize {
-        let (finished, in_flight) = self.engine.take_finished();
-        for Finished { request, outcome } in finished {
-            let (request, transfer) = request;
-            if let Err(error) = &outcome {
-                let lun = request.packet.srb().lun;
-                let transaction_id = request.transaction_id;
-                tracing::warn!(transaction_id, lun, %error, "a disk's transfer failed");
-            }
-            self.finish(request, transfer.outcome(&outcome));
-        }
-        if in_flight == 0 {
-            self.conversation.idle();
-        }
-        in_flight
-    }
-
-    fn finish(&mut self, request: Request, outcome: Outcome) {
-        let answer = request.finish(outcome);
-        self.conversation.answers.push_back(answer);
-    }
-
-    fn handle(&mut self, incoming: Incoming) {
-        let Incoming { request, buffer } = incoming;
-        let Some(request) = self.conversation.handle(request) else {
-            return;
-        };
-        let srb = request.packet.srb();
-        let step = match buffer {
-            Ok(buffer) => self.shared.target().start(&srb, buffer),
-            Err(outcome) => Step::Done(outcome),
-        };
-        match step {
-            Step::Done(outcome) => self.finish(request, outcome),
-            Step::Transfer {
-                backend,
-                io,
-                transfer,
-            } => match io.run_if_ready(&*backend) {
-                Some(result) => self.finish(request, transfer.outcome(&result)),
-                None => self.engine.submit(Job {
-                    request: (request, transfer),
-                    backend,
-                    io,
-                }),
-            },
-        }
-    }
-
-    /// Sends what can be sent; says whether that was all.
-    fn send_answers(&mut self, channel: &mut Channel) -> Result<bool, ChannelError> {
-        while let Some(answer) = self.conversation.answers.front() {
-            let transaction_id = answer.transaction_id;
-            match channel.send(&Outgoing::completion(transaction_id, answer.payload())) {
-                Ok(()) => {
-                    tracing::trace!(transaction_id, "storvsp request answered");
-                    self.conversation.answers.pop_front();
-                }
-                Err(SendError::Full) => return Ok(false),
-                Err(SendError::TooLong) => {
-                    return Err(ChannelError::Protocol(
-                        "the ring is too small for an answer",
-                    ));
-                }
-                Err(SendError::Corrupt(corrupt)) => return Err(corrupt.into()),
-            }
-        }
-        if let Some(news) = self.conversation.news() {
-            // Transaction id 0: the guest asked nothing, and does not answer.
-            match channel.send(&Outgoing::in_band(0, &news, false)) {
-                Ok(()) => self.conversation.news_sent(),
-                Err(SendError::Full) => return Ok(false),
-                Err(SendError::TooLong) => {
-                    return Err(ChannelError::Protocol("the ring is too small for a packet"));
-                }
-                Err(SendError::Corrupt(corrupt)) => return Err(corrupt.into()),
-            }
-        }
-        Ok(true)
+        ControllerHandle(Arc::clone(&self.port.shared))
     }
 }
 
@@ -230,90 +145,128 @@ impl Drop for Controller {
     /// What guests wrote and did not flush survives the end of the machine, also where the host
     /// fails after it.
     fn drop(&mut self) {
-        self.engine.wait_idle();
-        self.shared.target().flush_all();
+        self.port.lane.wait_idle();
+        self.port.shared.target().flush_all();
     }
 }
 
 impl Vsp for Controller {
     fn offer(&self) -> OfferChannel {
-        plain_offer(SCSI_CLASS, self.shared.instance())
+        plain_offer(SCSI_CLASS, self.port.shared.instance())
     }
 
     fn opened(&mut self) {
-        self.engine.wait_idle();
-        drop(self.engine.take_finished());
-        self.conversation = Conversation::default();
-        self.shared.forget();
+        self.port
+            .begin(Conversation::primary(self.max_sub_channels));
+        self.port.shared.forget();
     }
 
     fn service(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
-        self.engine.clear_event();
-        if self.shared.take_changed() {
-            self.conversation.disks_changed();
+        // Cleared before the look: a change after it makes the event readable again.
+        self.port.lane.clear_event();
+        if self.port.shared.take_changed() {
+            self.port.conversation.disks_changed();
         }
-        let memory = Arc::clone(channel.memory());
-        for _ in 0..BATCH {
-            let in_flight = self.collect();
-            if !self.send_answers(channel)? {
-                // The guest signals when there is room.
-                return Ok(());
-            }
-            if in_flight >= MAX_IN_FLIGHT || self.conversation.is_resetting() {
-                // The next result sets the event.
-                return Ok(());
-            }
-            let Some(packet) = channel.receive(&mut self.packet)? else {
-                return Ok(());
-            };
-            tracing::trace!(
-                transaction_id = packet.transaction_id,
-                "storvsp request taken"
-            );
-            if let Some(incoming) = Incoming::new(&memory, &packet) {
-                self.handle(incoming);
-            }
-        }
-        self.collect();
-        if self.send_answers(channel)? {
-            // There may be more packets: come back when the guest has been told of these.
-            self.engine.set_event();
-        }
-        Ok(())
+        self.port.service(channel)
     }
 
     fn event(&self) -> Option<RawFd> {
-        Some(self.engine.event())
+        Some(self.port.lane.event())
+    }
+
+    fn sub_channels(&self) -> u16 {
+        self.port.conversation.granted_sub_channels()
+    }
+
+    fn sub_channel(&mut self, index: u16) -> io::Result<Box<dyn Vsp>> {
+        let version = self.port.conversation.version();
+        let version = version.filter(|_| index <= self.max_sub_channels);
+        let version = version.ok_or(io::ErrorKind::Unsupported)?;
+        Ok(Box::new(SubChannel {
+            port: Port::new(
+                Arc::clone(&self.port.shared),
+                self.engine.lane()?,
+                Conversation::sub_channel(version),
+            ),
+            _engine: Arc::clone(&self.engine),
+            version,
+        }))
     }
 
     fn quiesce(&mut self) {
-        self.engine.wait_idle();
-        self.collect();
+        self.port.quiesce();
         // Part of the state, from here on.
-        if self.shared.take_changed() {
-            self.conversation.disks_changed();
+        if self.port.shared.take_changed() {
+            self.port.conversation.disks_changed();
         }
     }
 
     fn save(&self) -> Vec<u8> {
         let saved = Saved {
-            conversation: self.conversation.save(),
-            news: self.shared.target().news(),
+            conversation: self.port.conversation.save(),
+            news: self.port.shared.target().news(),
         };
         // Numbers and bytes cannot fail to serialize into memory.
         postcard::to_stdvec(&saved).unwrap_or_default()
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
-        let bad = |reason| StateError {
-            device: "the storage controller",
-            reason,
-        };
         let saved: Saved = postcard::from_bytes(state).map_err(|error| bad(error.to_string()))?;
-        let conversation = Conversation::load(&saved.conversation).map_err(bad)?;
-        self.opened();
-        self.conversation = conversation;
-        self.shared.target().restore_news(saved.news);
+        let fresh = Conversation::primary(self.max_sub_channels);
+        let conversation = fresh.load(&saved.conversation).map_err(bad)?;
+        self.port.begin(conversation);
+        self.port.shared.forget();
+        self.port.shared.target().restore_news(saved.news);
+        Ok(())
+    }
+}
+
+fn bad(reason: String) -> StateError {
+    StateError {
+        device: "the storage controller",
+        reason,
+    }
+}
+
+/// A further channel to a controller's disks. It only carries commands: the initialization and
+/// what the guest is told of itself are the primary channel's.
+struct SubChannel {
+    // Before the engine: a lane ends before its threads.
+    port: Port,
+    _engine: Arc<Engine<(Request, Transfer)>>,
+    version: ProtocolVersion,
+}
+
+impl Vsp for SubChannel {
+    fn offer(&self) -> OfferChannel {
+        plain_offer(SCSI_CLASS, self.port.shared.instance())
+    }
+
+    fn opened(&mut self) {
+        self.port.begin(Conversation::sub_channel(self.version));
+    }
+
+    fn service(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
+        self.port.lane.clear_event();
+        self.port.service(channel)
+    }
+
+    fn event(&self) -> Option<RawFd> {
+        Some(self.port.lane.event())
+    }
+
+    fn quiesce(&mut self) {
+        self.port.quiesce();
+    }
+
+    fn save(&self) -> Vec<u8> {
+        self.port.conversation.save()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        let fresh = Conversation::sub_channel(self.version);
+        let conversation = fresh.load(state).map_err(bad)?;
+        self.port.begin(conversation);
         Ok(())
     }
 }

@@ -12,6 +12,7 @@
 
 pub mod bus;
 pub mod channel;
+mod control;
 mod doorbell;
 pub mod gpadl;
 pub mod ring_memory;

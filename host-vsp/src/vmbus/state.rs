@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use vmbus_proto::guid::Guid;
+use vmbus_proto::message::OfferChannel;
+use zerocopy::FromBytes as _;
 
 use super::gpadl::Gpadls;
 
@@ -27,6 +30,8 @@ pub struct OpenRequest {
 /// Where a channel is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum ChannelState {
+    /// Not offered yet: the guest has not released another channel of the same name.
+    Withheld,
     /// Offered, or about to be; the guest has not opened it.
     Closed,
     /// The guest asked, the device has not answered.
@@ -42,7 +47,31 @@ pub(super) enum ChannelState {
 pub(super) struct Channel {
     /// The bytes of the offer.
     pub(super) offer: Vec<u8>,
+    /// Of a sub-channel, the relid of its primary channel.
+    pub(super) primary: Option<u32>,
     pub(super) state: ChannelState,
+}
+
+/// What a guest tells channels apart by: class, instance and number of the sub-channel.
+pub(super) type Name = (Guid, Guid, u16);
+
+impl Channel {
+    /// The offer.
+    pub(super) fn offer(&self) -> OfferChannel {
+        // The bytes were made from one.
+        OfferChannel::read_from_bytes(&self.offer).unwrap_or_default()
+    }
+
+    /// What a guest tells it from others by.
+    pub(super) fn name(&self) -> Name {
+        let offer = self.offer();
+        (offer.class, offer.instance, offer.sub_channel_index.get())
+    }
+
+    /// Whether there is a device behind it.
+    pub(super) fn is_there(&self) -> bool {
+        !matches!(self.state, ChannelState::Rescinded)
+    }
 }
 
 /// Where the connection is.

@@ -87,6 +87,38 @@ pub struct Stopped {
     pub indices: (u32, u32),
 }
 
+/// What a worker serves its channel with, besides the device.
+pub(super) struct Serving {
+    pub(super) relid: u32,
+    /// VP index to interrupt.
+    pub(super) vp: Option<u32>,
+    pub(super) interrupts: Arc<dyn Interrupts>,
+    pub(super) counters: Arc<ChannelCounters>,
+    pub(super) sub_channels: SubChannels,
+}
+
+/// The sub-channels beside the channel of a worker.
+pub(super) struct SubChannels {
+    /// They are numbered from 1 to this.
+    pub(super) offered: u16,
+    /// Has another one offered. Does not wait: the control thread may be waiting for this one.
+    pub(super) offer: Box<dyn Fn(u16, Box<dyn Vsp>) + Send>,
+}
+
+impl SubChannels {
+    /// Has those offered that the device wants and are not yet.
+    fn follow(&mut self, vsp: &mut dyn Vsp) {
+        let wanted = vsp.sub_channels();
+        while self.offered < wanted {
+            self.offered = self.offered.saturating_add(1);
+            match vsp.sub_channel(self.offered) {
+                Ok(sub_channel) => (self.offer)(self.offered, sub_channel),
+                Err(error) => tracing::warn!(%error, "there can be no sub-channel"),
+            }
+        }
+    }
+}
+
 /// A running worker.
 pub struct Worker {
     stop: Arc<Stop>,
@@ -101,14 +133,11 @@ struct Stop {
 
 impl Worker {
     /// Starts serving `channel` by `vsp`. On failure the device comes back with the reason.
-    pub fn start(
+    pub(super) fn start(
         vsp: Box<dyn Vsp>,
         channel: Channel,
         doorbell: Arc<EventFd>,
-        relid: u32,
-        vp: Option<u32>,
-        interrupts: Arc<dyn Interrupts>,
-        counters: Arc<ChannelCounters>,
+        serving: Serving,
     ) -> Result<Self, (Option<Box<dyn Vsp>>, io::Error)> {
         let prepared = EventFd::new(EFD_NONBLOCK).and_then(|event| {
             let stop = Arc::new(Stop {
@@ -122,6 +151,13 @@ impl Worker {
             Ok(prepared) => prepared,
             Err(error) => return Err((Some(vsp), error)),
         };
+        let Serving {
+            relid,
+            vp,
+            interrupts,
+            counters,
+            sub_channels,
+        } = serving;
         let target = Arc::new(Target {
             relid,
             vp: Mutex::new(vp),
@@ -138,7 +174,12 @@ impl Worker {
                 move || {
                     let taken = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
                     let (vsp, channel) = taken?;
-                    Some(serve(vsp, channel, doorbell, &sleep, &stop, &target))
+                    let inner = Inner {
+                        vsp,
+                        channel,
+                        sub_channels,
+                    };
+                    Some(inner.run(&doorbell, &sleep, &stop, &target))
                 }
             });
         match thread {
@@ -202,64 +243,62 @@ impl Sleep {
     }
 }
 
-fn serve(
-    mut vsp: Box<dyn Vsp>,
-    mut channel: Channel,
-    doorbell: Arc<EventFd>,
-    sleep: &Sleep,
-    stop: &Stop,
-    target: &Target,
-) -> Stopped {
-    while !stop.asked.load(Ordering::Acquire) {
-        target.counters.wakeups.fetch_add(1, Ordering::Relaxed);
-        // Empty the doorbell before looking: a ring that comes later wakes us again. It is not
-        // blocking, and an empty one is no error.
-        let _ = doorbell.read();
-        let outcome = work(&mut *vsp, &mut channel, stop, target);
-        if let Err(error) = outcome {
-            if target.counters.failed() {
-                tracing::warn!(relid = target.relid, %error, "channel stopped");
-            }
-            break;
-        }
-        if stop.asked.load(Ordering::Acquire) {
-            break;
-        }
-        if let Err(error) = sleep.wait(channel.must_poll().then_some(ROOM_POLL)) {
-            tracing::error!(relid = target.relid, %error, "channel stopped: cannot wait");
-            break;
-        }
-    }
-    vsp.quiesce();
-    Stopped {
-        vsp,
-        indices: channel.indices(),
-    }
+/// What the worker's thread owns.
+struct Inner {
+    vsp: Box<dyn Vsp>,
+    channel: Channel,
+    sub_channels: SubChannels,
 }
 
-/// Serves until there is nothing to do without waiting.
-fn work(
-    vsp: &mut dyn Vsp,
-    channel: &mut Channel,
-    stop: &Stop,
-    target: &Target,
-) -> Result<(), ChannelError> {
-    loop {
-        channel.mask();
-        let outcome = vsp.service(channel);
-        // What was done before a failure is still the guest's to know.
-        channel.commit()?;
-        if channel.take_signal().is_needed() {
-            target.signal(false);
+impl Inner {
+    fn run(mut self, doorbell: &EventFd, sleep: &Sleep, stop: &Stop, target: &Target) -> Stopped {
+        while !stop.asked.load(Ordering::Acquire) {
+            target.counters.wakeups.fetch_add(1, Ordering::Relaxed);
+            // Empty the doorbell before looking: a ring that comes later wakes us again. It is not
+            // blocking, and an empty one is no error.
+            let _ = doorbell.read();
+            let outcome = self.work(stop, target);
+            if let Err(error) = outcome {
+                if target.counters.failed() {
+                    tracing::warn!(relid = target.relid, %error, "channel stopped");
+                }
+                break;
+            }
+            if stop.asked.load(Ordering::Acquire) {
+                break;
+            }
+            if let Err(error) = sleep.wait(self.channel.must_poll().then_some(ROOM_POLL)) {
+                tracing::error!(relid = target.relid, %error, "channel stopped: cannot wait");
+                break;
+            }
         }
-        outcome?;
-        if stop.asked.load(Ordering::Acquire) {
-            return Ok(());
+        self.vsp.quiesce();
+        Stopped {
+            indices: self.channel.indices(),
+            vsp: self.vsp,
         }
-        // A VSP that left packets in the ring waits for its backend or for room. The guest need
-        // not ring for more packets until then; for room it rings whatever the mask says.
-        if !channel.is_drained() || !channel.unmask()? {
-            return Ok(());
+    }
+
+    /// Serves until there is nothing to do without waiting.
+    fn work(&mut self, stop: &Stop, target: &Target) -> Result<(), ChannelError> {
+        loop {
+            self.channel.mask();
+            let outcome = self.vsp.service(&mut self.channel);
+            // What was done before a failure is still the guest's to know.
+            self.channel.commit()?;
+            if self.channel.take_signal().is_needed() {
+                target.signal(false);
+            }
+            outcome?;
+            if stop.asked.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            self.sub_channels.follow(&mut *self.vsp);
+            // A VSP that left packets in the ring waits for its backend or for room. The guest need
+            // not ring for more packets until then; for room it rings whatever the mask says.
+            if !self.channel.is_drained() || !self.channel.unmask()? {
+                return Ok(());
+            }
         }
     }
 }

@@ -112,14 +112,20 @@ impl Guest {
             GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), PAGES as usize * 4096)])
                 .unwrap(),
         );
-        let partition = Partition {
-            memory: Arc::clone(&memory),
-            messages: log.clone(),
-            interrupts: log.clone(),
-            doorbells: log.clone(),
+        let guest = Self { log, memory };
+        let partition = guest.partition();
+        (guest, partition)
+    }
+
+    /// What a host needs of the hypervisor to serve this guest.
+    pub fn partition(&self) -> Partition {
+        Partition {
+            memory: Arc::clone(&self.memory),
+            messages: self.log.clone(),
+            interrupts: self.log.clone(),
+            doorbells: self.log.clone(),
             vp_count: VPS,
-        };
-        (Self { log, memory }, partition)
+        }
     }
 
     /// Posts a message, as often as the host asks for.

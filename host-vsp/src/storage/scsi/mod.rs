@@ -22,8 +22,8 @@ use vmbus_proto::storvsp::{DATA_IN, DATA_OUT, Srb, srb_status};
 use super::BLOCK_SIZE;
 use super::backend::Backend;
 use super::buffer::GuestBuffer;
-use super::engine::Io;
 use super::identity::Identity;
+use super::io::Io;
 
 /// Most blocks of one VERIFY: the most that its 10-byte form can say.
 const MAX_VERIFY_BLOCKS: u32 = 0xffff;
