@@ -407,11 +407,7 @@ impl Machine {
     /// Puts everything into the state of power-on, with the kernel in place. Nothing may run.
     fn load(&self) -> Result<(), Error> {
         self.bus.reset();
-        let reset = |error| Error::Process {
-            what: "the serial ports cannot be reset",
-            error,
-        };
-        self.platform.reset().map_err(reset)?;
+        self.platform.reset();
         let discard = |error| Error::Process {
             what: "guest memory cannot be cleared",
             error,

@@ -12,6 +12,13 @@ use std::time::Duration;
 /// Most bytes waiting to be written.
 const LIMIT: usize = 1 << 20;
 
+/// How long bytes wait for more of them. A guest's log comes byte by byte, and a reader that is
+/// woken for each costs more than the guest.
+const GATHER: Duration = Duration::from_millis(2);
+
+/// So many bytes are worth a write at once.
+const PIECE: usize = 4096;
+
 /// How long [`Output::drain`] waits for a reader that takes nothing.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -38,6 +45,8 @@ struct Queue {
     written: u64,
     /// Nobody reads any more.
     broken: bool,
+    /// Somebody waits until all is written.
+    draining: bool,
 }
 
 impl Queue {
@@ -45,18 +54,15 @@ impl Queue {
         self.broken || (self.bytes.is_empty() && !self.writing)
     }
 
-    /// What to write next, where there is something.
-    fn take(&mut self) -> Option<Vec<u8>> {
-        if self.bytes.is_empty() {
-            return None;
-        }
+    /// What to write next.
+    fn take(&mut self) -> Vec<u8> {
         let mut taken: Vec<u8> = self.bytes.drain(..).collect();
         if self.lost != 0 {
             let lost = std::mem::take(&mut self.lost);
             let note = format!("\n[{lost} bytes were lost here: nobody read in time]\n");
             taken.extend_from_slice(note.as_bytes());
         }
-        Some(taken)
+        taken
     }
 }
 
@@ -88,6 +94,8 @@ impl Output {
     /// Waits until all is written, as long as the reader takes something each second.
     pub fn drain(&self) {
         let mut queue = self.shared.lock();
+        queue.draining = true;
+        self.shared.changed.notify_all();
         while !queue.is_idle() {
             let before = queue.written;
             let (after, waited) = self
@@ -99,9 +107,10 @@ impl Output {
                 .unwrap_or_else(PoisonError::into_inner);
             queue = after;
             if waited.timed_out() {
-                return;
+                break;
             }
         }
+        queue.draining = false;
     }
 }
 
@@ -116,8 +125,12 @@ impl Write for Output {
             return Ok(());
         }
         if queue.lost == 0 && bytes.len() <= LIMIT - queue.bytes.len() {
+            let before = queue.bytes.len();
             queue.bytes.extend(bytes);
-            self.shared.changed.notify_all();
+            // The thread waits for the first, or for enough.
+            if before == 0 || (before < PIECE && queue.bytes.len() >= PIECE) {
+                self.shared.changed.notify_all();
+            }
         } else {
             queue.lost += bytes.len() as u64;
         }
@@ -131,22 +144,21 @@ impl Write for Output {
 
 fn write(shared: &Shared, mut to: impl Write) {
     loop {
-        let mut queue = shared.lock();
-        let bytes = loop {
-            match queue.take() {
-                Some(bytes) => break bytes,
-                None => {
-                    queue = shared
-                        .changed
-                        .wait(queue)
-                        .unwrap_or_else(PoisonError::into_inner);
-                }
-            }
-        };
+        let queue = shared
+            .changed
+            .wait_while(shared.lock(), |queue| queue.bytes.is_empty())
+            .unwrap_or_else(PoisonError::into_inner);
+        let (mut queue, _) = shared
+            .changed
+            .wait_timeout_while(queue, GATHER, |queue| {
+                queue.bytes.len() < PIECE && !queue.draining
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        let bytes = queue.take();
         queue.writing = true;
         drop(queue);
         // In pieces, so that a slow reader is seen to take some.
-        let outcome = bytes.chunks(4096).try_for_each(|piece| {
+        let outcome = bytes.chunks(PIECE).try_for_each(|piece| {
             to.write_all(piece)?;
             to.flush()?;
             shared.lock().written += 1;
@@ -210,6 +222,22 @@ mod tests {
         output.drain();
         let all: Vec<u8> = got.try_iter().flatten().collect();
         assert_eq!(all, b"one two three");
+    }
+
+    #[test]
+    fn single_bytes_are_gathered() {
+        const LENGTH: usize = 3 * PIECE;
+        let (mut output, allow, got) = reader();
+        for _ in 0..LENGTH {
+            allow.send(()).unwrap();
+        }
+        for _ in 0..LENGTH {
+            output.write_all(b"x").unwrap();
+        }
+        output.drain();
+        let pieces: Vec<Vec<u8>> = got.try_iter().collect();
+        assert_eq!(pieces.concat().len(), LENGTH);
+        assert!(pieces.len() < LENGTH / 8, "{} writes", pieces.len());
     }
 
     #[test]
