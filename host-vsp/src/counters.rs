@@ -77,7 +77,8 @@ impl Counter {
         self.0.fetch_add(number, Ordering::Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    /// What it has counted.
+    pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -1,7 +1,11 @@
 //! `host-vsp ctl`: the API by hand.
 
+mod freeze;
+mod kvp;
+
 use std::io::{self, Write as _};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use host_vsp::api::client::{CallError, call};
@@ -45,6 +49,13 @@ pub enum Action {
         #[arg(long)]
         no_enter: bool,
     },
+    /// Read and write the guest's key-value pairs
+    #[command(subcommand)]
+    Kvp(kvp::Action),
+    /// Have the guest's file systems stand still, for a copy of its disks
+    Freeze(freeze::Freeze),
+    /// Have the guest's file systems go on
+    Thaw,
     /// Stop the machine where it is
     Pause,
     /// Let a paused machine go on
@@ -79,13 +90,19 @@ pub enum Action {
 
 impl Ctl {
     /// Does it, and prints what there is to see.
-    pub fn run(&self) -> anyhow::Result<()> {
+    pub fn run(&self) -> anyhow::Result<ExitCode> {
+        if let Action::Freeze(freeze) = &self.action
+            && !freeze.command.is_empty()
+        {
+            return freeze.around(&self.api_socket);
+        }
         let answer = self.call()?;
         let mut stdout = io::stdout().lock();
         // A reader that has seen enough is no error.
         let _ = match (&self.action, &answer) {
             (_, Value::Null) => Ok(()),
             _ if self.json => writeln!(stdout, "{answer}"),
+            (Action::Kvp(action), _) => write!(stdout, "{}", action.describe(answer)?),
             (Action::Info, _) => write!(stdout, "{}", describe(&serde_json::from_value(answer)?)),
             (Action::AddDisk { .. }, _) => {
                 let disk: Disk = serde_json::from_value(answer)?;
@@ -97,7 +114,7 @@ impl Ctl {
                 write!(stdout, "{lines}")
             }
         };
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     }
 
     fn call(&self) -> Result<Value, CallError> {
@@ -112,6 +129,9 @@ impl Ctl {
                 let text = format!("{text}{enter}");
                 self.put_body("vm.type-text", &TypeText { text })
             }
+            Action::Kvp(action) => action.call(&self.api_socket),
+            Action::Freeze(freeze) => self.put_body("vm.freeze", &freeze.body(false)),
+            Action::Thaw => put("vm.thaw"),
             Action::Pause => put("vm.pause"),
             Action::Resume => put("vm.resume"),
             Action::Shutdown => put("vm.shutdown"),

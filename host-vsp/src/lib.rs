@@ -8,6 +8,8 @@ pub mod console;
 mod control;
 pub mod counters;
 pub mod files;
+pub mod freezer;
+mod guest;
 pub mod hv;
 pub mod ic;
 pub mod identity;

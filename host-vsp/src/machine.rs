@@ -29,7 +29,7 @@ use crate::kvm::run::Runner;
 use crate::kvm::vm::Vm;
 use crate::kvm::{self, capabilities};
 use crate::layout;
-use crate::platform::{Options, Platform};
+use crate::platform::{Crash, Options, Platform};
 use crate::serial::Serial;
 use crate::vmbus::VmBus;
 
@@ -388,6 +388,11 @@ impl Machine {
     /// The counters.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
+    }
+
+    /// The last crash that the guest reported, and how many there were.
+    pub fn crash(&self) -> (Option<Crash>, u64) {
+        self.platform.crash()
     }
 
     /// The guest's reference counter and the host's clock.

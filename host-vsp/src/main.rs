@@ -68,7 +68,7 @@ fn main() -> ExitCode {
             }
         }
         cli::Command::Ctl(ctl) => match ctl.run() {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(code) => code,
             Err(error) => {
                 let _ = writeln!(stderr, "host-vsp: {error:#}");
                 ExitCode::FAILURE

@@ -11,10 +11,12 @@ use std::time::Duration;
 use vmbus_proto::guid::Guid;
 
 use crate::api::model::{
-    Counters, CpusConfig, Disk, DiskConfig, GuestInfo, Heartbeat, MemoryConfig, PayloadConfig,
-    State, VmConfig, VmInfo,
+    Counters, CpusConfig, Disk, DiskConfig, GuestInfo, Heartbeat, KvpPair, KvpPool, MemoryConfig,
+    PayloadConfig, State, VmConfig, VmInfo,
 };
 use crate::api::{Error, Vm};
+use crate::freezer::Frozen;
+use crate::guest::Guest;
 use crate::ic::{Life, Services, ShutdownKind};
 use crate::keyboard::Keyboard;
 use crate::machine::{Machine, RunState};
@@ -61,6 +63,7 @@ pub struct Manager {
     machine: Arc<Machine>,
     payload: PayloadConfig,
     services: Option<Services>,
+    guest: Guest,
     keyboard: Option<Keyboard>,
     devices: Mutex<Devices>,
 }
@@ -113,6 +116,7 @@ impl Manager {
         Self {
             machine,
             payload,
+            guest: Guest::new(services.as_ref()),
             services,
             keyboard,
             devices: Mutex::default(),
@@ -346,6 +350,7 @@ impl Vm for Manager {
         let (life, beats) = services.map_or((Life::NoContact, 0), |services| {
             (services.heartbeat.status(), services.heartbeat.beats())
         });
+        let (crash, crashes) = self.machine.crash();
         Ok(GuestInfo {
             heartbeat: match life {
                 Life::NoContact => Heartbeat::NoContact,
@@ -357,8 +362,41 @@ impl Vm for Manager {
             shutdown: services.is_some_and(|services| services.shutdown.is_ready()),
             kvp: services.is_some_and(|services| services.kvp.is_ready()),
             vss: services.is_some_and(|services| services.vss.is_ready()),
+            frozen: self.guest.is_frozen(),
             keyboard: self.keyboard.as_ref().is_some_and(Keyboard::is_ready),
+            crashes,
+            crash: crash.map(Into::into),
         })
+    }
+
+    fn kvp_list(&self, pool: KvpPool) -> Result<Vec<KvpPair>, Error> {
+        self.still_there()?;
+        self.guest.kvp_list(pool)
+    }
+
+    fn kvp_get(&self, pool: KvpPool, key: &str) -> Result<KvpPair, Error> {
+        self.still_there()?;
+        self.guest.kvp_get(pool, key)
+    }
+
+    fn kvp_set(&self, pool: KvpPool, key: &str, value: &str) -> Result<(), Error> {
+        self.still_there()?;
+        self.guest.kvp_set(pool, key, value)
+    }
+
+    fn kvp_delete(&self, pool: KvpPool, key: &str) -> Result<(), Error> {
+        self.still_there()?;
+        self.guest.kvp_delete(pool, key)
+    }
+
+    fn freeze(&self, seconds: u64) -> Result<Frozen, Error> {
+        self.still_there()?;
+        self.guest.freeze(seconds)
+    }
+
+    fn thaw(&self) -> Result<(), Error> {
+        self.still_there()?;
+        self.guest.thaw()
     }
 
     fn type_text(&self, text: &str) -> Result<(), Error> {

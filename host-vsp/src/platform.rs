@@ -5,7 +5,6 @@
 //! port* that ends the process with a status, as QEMU's `isa-debug-exit` does. Everything else
 //! reads as all ones, as on a bus with nobody there.
 
-use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmbus_proto::hv::msr::{CRASH_CTL, CRASH_MESSAGE, CRASH_NOTIFY, CRASH_P0};
@@ -50,6 +49,15 @@ pub struct Options {
     pub exit_port: Option<u16>,
 }
 
+/// A crash that a guest's operating system reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crash {
+    /// The crash MSRs P0 to P4.
+    pub parameters: [u64; 5],
+    /// Its message, without what a terminal would obey.
+    pub message: Option<String>,
+}
+
 /// The ports and MSRs of one machine.
 pub struct Platform {
     memory: Arc<dyn GuestMemory>,
@@ -58,6 +66,9 @@ pub struct Platform {
     rtc: Rtc,
     options: Options,
     state: Mutex<State>,
+    /// The last crash. It outlives a reset: guests restart after one.
+    crash: Mutex<Option<Crash>>,
+    crashes: Counter,
     serial_accesses: Counter,
     power_accesses: Counter,
     other_accesses: Counter,
@@ -82,6 +93,8 @@ impl Platform {
         options: Options,
     ) -> Self {
         Self {
+            crash: Mutex::default(),
+            crashes: counters.counter("guest.crashes"),
             serial_accesses: counters.counter("serial.accesses"),
             power_accesses: counters.counter("power.accesses"),
             other_accesses: counters.counter("other.port_accesses"),
@@ -96,6 +109,12 @@ impl Platform {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last crash that the guest reported, and how many there were.
+    pub fn crash(&self) -> (Option<Crash>, u64) {
+        let crash = self.crash.lock().unwrap_or_else(PoisonError::into_inner);
+        (crash.clone(), self.crashes.get())
     }
 
     /// Back to the state after power-on.
@@ -211,6 +230,7 @@ impl Platform {
     }
 
     fn report_crash(&self, with_message: bool) {
+        self.crashes.count();
         let parameters = {
             let mut state = self.state();
             if state.crashes >= CRASHES_MAX {
@@ -219,23 +239,34 @@ impl Platform {
             state.crashes += 1;
             state.crash
         };
-        let [.., address, length] = parameters;
-        let mut text = String::new();
-        if with_message && length <= CRASH_MESSAGE_MAX {
-            let mut bytes = vec![0; length as usize];
-            if self.memory.read(address, &mut bytes).is_some() {
-                text.push('\n');
-                // What a guest says goes to a terminal: nothing that a terminal would obey.
-                text.extend(
-                    String::from_utf8_lossy(&bytes)
-                        .chars()
-                        .filter(|c| *c == '\n' || !c.is_control()),
-                );
-            }
-        } else {
-            let _ = write!(text, " with parameters {parameters:#x?}");
-        }
+        let crash = Crash {
+            parameters,
+            message: with_message
+                .then(|| self.crash_message(parameters))
+                .flatten(),
+        };
+        let text = match &crash.message {
+            Some(message) => format!("\n{message}"),
+            None => format!(" with parameters {parameters:#x?}"),
+        };
+        *self.crash.lock().unwrap_or_else(PoisonError::into_inner) = Some(crash);
         tracing::error!("the guest reports that it crashed{text}");
+    }
+
+    /// The message of a crash, where it can be read.
+    fn crash_message(&self, parameters: [u64; 5]) -> Option<String> {
+        let [.., address, length] = parameters;
+        if length > CRASH_MESSAGE_MAX {
+            return None;
+        }
+        let mut bytes = vec![0; length as usize];
+        self.memory.read(address, &mut bytes)?;
+        // What a guest says goes to a terminal: nothing that a terminal would obey.
+        let text = String::from_utf8_lossy(&bytes)
+            .chars()
+            .filter(|c| *c == '\n' || !c.is_control())
+            .collect();
+        Some(text)
     }
 
     /// A guest marks the begin or the end of a window.

@@ -7,12 +7,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use host_vsp::api::client::{CallError, call};
+use host_vsp::api::client::{CallError, Hold, call};
 use host_vsp::api::model::{
-    Counters, CpusConfig, Disk, DiskConfig, GuestInfo, Heartbeat, MemoryConfig, PayloadConfig,
-    Ping, RemoveDevice, ResizeDisk, State, VmConfig, VmInfo,
+    Counters, CpusConfig, Crash, Disk, DiskConfig, Freeze, GuestInfo, Heartbeat, KvpPair, KvpPool,
+    MemoryConfig, PayloadConfig, Ping, RemoveDevice, ResizeDisk, State, VmConfig, VmInfo,
 };
 use host_vsp::api::{Error, Server, Vm};
+use host_vsp::freezer::Frozen;
 use host_vsp::storage::Format;
 use hyper::Method;
 use serde_json::{Value, json};
@@ -21,7 +22,9 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Remembers its calls; the next ones fail as told.
 struct Fake {
-    calls: Mutex<Vec<String>>,
+    calls: Arc<Mutex<Vec<String>>>,
+    /// Dropped, it ends what was frozen last.
+    end_of_freeze: Mutex<Option<tokio::sync::oneshot::Sender<()>>>,
     failure: Mutex<Option<Error>>,
     /// What `pause` waits for.
     gate: Mutex<Receiver<()>>,
@@ -46,6 +49,13 @@ fn a_disk() -> Disk {
         format: Format::Vhdx,
         readonly: true,
         size: 1 << 40,
+    }
+}
+
+fn a_pair() -> KvpPair {
+    KvpPair {
+        key: "OSName".into(),
+        value: "Debian".into(),
     }
 }
 
@@ -117,8 +127,45 @@ impl Vm for Fake {
             shutdown: true,
             kvp: false,
             vss: true,
+            frozen: false,
             keyboard: false,
+            crashes: 1,
+            crash: Some(Crash {
+                parameters: vec!["0x1".into()],
+                message: None,
+            }),
         })
+    }
+
+    fn kvp_list(&self, pool: KvpPool) -> Result<Vec<KvpPair>, Error> {
+        self.note(format!("list {pool:?}"))?;
+        Ok(vec![a_pair()])
+    }
+
+    fn kvp_get(&self, pool: KvpPool, key: &str) -> Result<KvpPair, Error> {
+        self.note(format!("get {pool:?} {key}"))?;
+        Ok(a_pair())
+    }
+
+    fn kvp_set(&self, pool: KvpPool, key: &str, value: &str) -> Result<(), Error> {
+        self.note(format!("set {pool:?} {key} {value}"))
+    }
+
+    fn kvp_delete(&self, pool: KvpPool, key: &str) -> Result<(), Error> {
+        self.note(format!("delete {pool:?} {key}"))
+    }
+
+    fn freeze(&self, seconds: u64) -> Result<Frozen, Error> {
+        self.note(format!("freeze {seconds}"))?;
+        let (end, ended) = tokio::sync::oneshot::channel();
+        *self.end_of_freeze.lock().unwrap() = Some(end);
+        let calls = Arc::clone(&self.calls);
+        let release = move || calls.lock().unwrap().push("released".into());
+        Ok(Frozen::new(release, ended))
+    }
+
+    fn thaw(&self) -> Result<(), Error> {
+        self.note("thaw")
     }
 
     fn type_text(&self, text: &str) -> Result<(), Error> {
@@ -145,7 +192,8 @@ impl Api {
         let path = dir.path().join("api");
         let (gate, wait) = channel();
         let fake = Arc::new(Fake {
-            calls: Mutex::default(),
+            calls: Arc::default(),
+            end_of_freeze: Mutex::default(),
             failure: Mutex::default(),
             gate: Mutex::new(wait),
         });
@@ -233,6 +281,21 @@ fn every_call_reaches_the_machine() {
     });
     put("vm.resize-disk", &body.unwrap());
     assert_eq!(api.last(), format!("resize disk1 {}", 1_u64 << 50));
+    let pair = serde_json::to_value(a_pair()).unwrap();
+    assert_eq!(api.put("vm.kvp-list").unwrap(), json!([pair]));
+    assert_eq!(api.last(), "list Auto");
+    assert_eq!(put("vm.kvp-list", &json!({"pool": "Guest"})), json!([pair]));
+    assert_eq!(api.last(), "list Guest");
+    assert_eq!(put("vm.kvp-get", &json!({"key": "k"})), pair);
+    assert_eq!(api.last(), "get Auto k");
+    put("vm.kvp-set", &json!({"key": "k", "value": "v"}));
+    assert_eq!(api.last(), "set External k v");
+    put("vm.kvp-delete", &json!({"key": "k", "pool": "Guest"}));
+    assert_eq!(api.last(), "delete Guest k");
+    assert_eq!(put("vm.freeze", &json!({})), Value::Null);
+    assert_eq!(api.last(), "freeze 10");
+    assert_eq!(api.put("vm.thaw").unwrap(), Value::Null);
+    assert_eq!(api.last(), "thaw");
     put("vm.type-text", &json!({"text": "a\nb"}));
     assert_eq!(api.last(), r#"type "a\nb""#);
     put(
@@ -280,6 +343,10 @@ fn what_goes_wrong_has_a_status_and_a_sentence() {
             400,
             "enter",
         ),
+        ("PUT", "vm.kvp-list", "{\"pool\":\"Moon\"}", 400, "Moon"),
+        ("PUT", "vm.kvp-get", "{}", 400, "key"),
+        ("PUT", "vm.kvp-set", "{\"key\":\"a\"}", 400, "value"),
+        ("PUT", "vm.freeze", "{\"seconds\":-1}", 400, "JSON"),
         (
             "PUT",
             "vm.resize-disk",
@@ -315,8 +382,13 @@ fn the_description_has_every_call_and_only_those() {
         [
             "/api/v1/vm.add-disk",
             "/api/v1/vm.counters",
+            "/api/v1/vm.freeze",
             "/api/v1/vm.guest",
             "/api/v1/vm.info",
+            "/api/v1/vm.kvp-delete",
+            "/api/v1/vm.kvp-get",
+            "/api/v1/vm.kvp-list",
+            "/api/v1/vm.kvp-set",
             "/api/v1/vm.pause",
             "/api/v1/vm.power-off",
             "/api/v1/vm.reboot",
@@ -325,6 +397,7 @@ fn the_description_has_every_call_and_only_those() {
             "/api/v1/vm.resize-disk",
             "/api/v1/vm.resume",
             "/api/v1/vm.shutdown",
+            "/api/v1/vm.thaw",
             "/api/v1/vm.type-text",
             "/api/v1/vmm.ping",
         ]
@@ -365,6 +438,37 @@ fn an_answer_that_is_on_its_way_arrives_before_the_end() {
     drop(api.server.take());
     waiting.join().unwrap().unwrap();
     opener.join().unwrap();
+}
+
+#[test]
+fn a_freeze_that_is_held_ends_with_its_connection_and_not_before() {
+    let api = Api::new();
+    let freeze = Freeze {
+        seconds: 5,
+        hold: true,
+    };
+    let mut hold = Hold::begin(&api.path, "vm.freeze", &freeze).unwrap();
+    assert_eq!(api.last(), "freeze 5");
+    api.get("vm.info");
+    assert!(!hold.is_over());
+    assert_eq!(api.last(), "info", "released too early");
+    // Whoever held it dies.
+    drop(hold);
+    let end = Instant::now() + DEADLINE;
+    while api.last() != "released" {
+        assert!(Instant::now() < end, "nobody thaws");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // The other way round: the time is over.
+    let mut hold = Hold::begin(&api.path, "vm.freeze", &freeze).unwrap();
+    drop(api.fake.end_of_freeze.lock().unwrap().take());
+    while !hold.is_over() {
+        assert!(Instant::now() < end, "the answer does not end");
+    }
+    // A machine that refuses.
+    *api.fake.failure.lock().unwrap() = Some(Error::Conflict("not now".into()));
+    let refused = Hold::begin(&api.path, "vm.freeze", &freeze).err();
+    assert!(matches!(refused, Some(CallError::Refused(text)) if text == "not now"));
 }
 
 #[test]

@@ -59,6 +59,21 @@ pub fn call<B: Serialize>(
     name: &str,
     body: Option<&B>,
 ) -> Result<Value, CallError> {
+    let (runtime, request) = prepare(path, method, name, body)?;
+    let exchange = async { tokio::time::timeout(PATIENCE, exchange(path, request)).await };
+    match runtime.block_on(exchange) {
+        Ok(outcome) => outcome,
+        Err(_) => Err(no_answer(path)),
+    }
+}
+
+/// A runtime for one call, and its request.
+fn prepare<B: Serialize>(
+    path: &Path,
+    method: Method,
+    name: &str,
+    body: Option<&B>,
+) -> Result<(tokio::runtime::Runtime, Request<Full<Bytes>>), CallError> {
     let failed = |reason: String| CallError::Failed {
         path: path.into(),
         reason,
@@ -78,14 +93,57 @@ pub fn call<B: Serialize>(
         .enable_all()
         .build()
         .map_err(|error| failed(error.to_string()))?;
-    let exchange = async { tokio::time::timeout(PATIENCE, exchange(path, request)).await };
-    match runtime.block_on(exchange) {
-        Ok(outcome) => outcome,
-        Err(_) => Err(failed("there is no answer".into())),
+    Ok((runtime, request))
+}
+
+/// An answer that lasts until it is dropped, or the machine ends it.
+pub struct Hold {
+    runtime: tokio::runtime::Runtime,
+    answer: hyper::Response<hyper::body::Incoming>,
+}
+
+impl Hold {
+    /// Calls `name` like [`call`], and returns as soon as the answer begins.
+    ///
+    /// # Errors
+    /// Nobody was there, or the answer is not a success.
+    pub fn begin<B: Serialize>(path: &Path, name: &str, body: &B) -> Result<Self, CallError> {
+        let (runtime, request) = prepare(path, Method::PUT, name, Some(body))?;
+        let answer = runtime.block_on(async {
+            let answer = tokio::time::timeout(PATIENCE, send(path, request)).await;
+            answer.unwrap_or_else(|_| Err(no_answer(path)))
+        })?;
+        Ok(Self { runtime, answer })
+    }
+
+    /// Whether the machine has ended it.
+    pub fn is_over(&mut self) -> bool {
+        let answer = &mut self.answer;
+        self.runtime.block_on(async {
+            loop {
+                let next = tokio::time::timeout(Duration::from_millis(10), answer.frame()).await;
+                match next {
+                    Ok(Some(Ok(_))) => {}
+                    Ok(None | Some(Err(_))) => return true,
+                    Err(_) => return false,
+                }
+            }
+        })
     }
 }
 
-async fn exchange(path: &Path, request: Request<Full<Bytes>>) -> Result<Value, CallError> {
+fn no_answer(path: &Path) -> CallError {
+    CallError::Failed {
+        path: path.into(),
+        reason: "there is no answer".into(),
+    }
+}
+
+/// Sends a request; the begin of a good answer, or why there is none.
+async fn send(
+    path: &Path,
+    request: Request<Full<Bytes>>,
+) -> Result<hyper::Response<hyper::body::Incoming>, CallError> {
     let failed = |reason: &dyn std::fmt::Display| CallError::Failed {
         path: path.into(),
         reason: reason.to_string(),
@@ -107,17 +165,36 @@ async fn exchange(path: &Path, request: Request<Full<Bytes>>) -> Result<Value, C
         .await
         .map_err(|error| failed(&error))?;
     let status = answer.status();
-    let bytes = Limited::new(answer.into_body(), ANSWER_MAX)
-        .collect()
-        .await
-        .map_err(|error| failed(&error))?
-        .to_bytes();
-    if !status.is_success() {
-        return Err(match serde_json::from_slice::<Problem>(&bytes) {
-            Ok(problem) => CallError::Refused(problem.error),
-            Err(_) => failed(&format_args!("it answers {status}")),
-        });
+    if status.is_success() {
+        return Ok(answer);
     }
+    let bytes = collect(path, answer).await?;
+    Err(match serde_json::from_slice::<Problem>(&bytes) {
+        Ok(problem) => CallError::Refused(problem.error),
+        Err(_) => failed(&format_args!("it answers {status}")),
+    })
+}
+
+/// All of an answer's body.
+async fn collect(
+    path: &Path,
+    answer: hyper::Response<hyper::body::Incoming>,
+) -> Result<Bytes, CallError> {
+    let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
+    body.map(http_body_util::Collected::to_bytes)
+        .map_err(|error| CallError::Failed {
+            path: path.into(),
+            reason: error.to_string(),
+        })
+}
+
+async fn exchange(path: &Path, request: Request<Full<Bytes>>) -> Result<Value, CallError> {
+    let failed = |reason: &dyn std::fmt::Display| CallError::Failed {
+        path: path.into(),
+        reason: reason.to_string(),
+    };
+    let answer = send(path, request).await?;
+    let bytes = collect(path, answer).await?;
     if bytes.is_empty() {
         return Ok(Value::Null);
     }

@@ -6,6 +6,7 @@
 //! the data path; what a call does to a machine is behind [`Vm`].
 
 pub mod client;
+mod held;
 pub mod model;
 pub mod routes;
 pub mod socket;
@@ -18,8 +19,9 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use crate::freezer::Frozen;
 use crate::machine::NotNow;
-use model::{Counters, Disk, DiskConfig, GuestInfo, VmInfo};
+use model::{Counters, Disk, DiskConfig, GuestInfo, KvpPair, KvpPool, VmInfo};
 use socket::{BindError, Socket};
 
 /// How long calls that are being answered may hold up the end.
@@ -63,6 +65,18 @@ pub trait Vm: Send + Sync {
     fn guest(&self) -> Result<GuestInfo, Error>;
     /// Types on its keyboard.
     fn type_text(&self, text: &str) -> Result<(), Error>;
+    /// The key-value pairs of a pool.
+    fn kvp_list(&self, pool: KvpPool) -> Result<Vec<KvpPair>, Error>;
+    /// One of them.
+    fn kvp_get(&self, pool: KvpPool, key: &str) -> Result<KvpPair, Error>;
+    /// Writes a key-value pair.
+    fn kvp_set(&self, pool: KvpPool, key: &str, value: &str) -> Result<(), Error>;
+    /// Takes a key-value pair away.
+    fn kvp_delete(&self, pool: KvpPool, key: &str) -> Result<(), Error>;
+    /// Has the guest's file systems stand still, at most so many seconds.
+    fn freeze(&self, seconds: u64) -> Result<Frozen, Error>;
+    /// Has them go on.
+    fn thaw(&self) -> Result<(), Error>;
     /// What it has counted.
     fn counters(&self) -> Result<Counters, Error>;
     /// Stops it where it is.

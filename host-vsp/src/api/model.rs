@@ -63,8 +63,37 @@ pub struct GuestInfo {
     pub kvp: bool,
     /// Whether its file systems can be frozen.
     pub vss: bool,
+    /// Whether its file systems stand still.
+    pub frozen: bool,
     /// Whether it listens to the keyboard.
     pub keyboard: bool,
+    /// Crashes that it reported since the machine was made.
+    pub crashes: u64,
+    /// The last of them.
+    pub crash: Option<Crash>,
+}
+
+/// What a guest's operating system said when it crashed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Crash {
+    /// Five numbers, in hexadecimal: what they mean is the guest's. Where there is a message, the
+    /// last two are its address and length.
+    pub parameters: Vec<String>,
+    /// The end of its log, where it gave one.
+    pub message: Option<String>,
+}
+
+impl From<crate::platform::Crash> for Crash {
+    fn from(crash: crate::platform::Crash) -> Self {
+        Self {
+            parameters: crash
+                .parameters
+                .iter()
+                .map(|it| format!("{it:#x}"))
+                .collect(),
+            message: crash.message,
+        }
+    }
 }
 
 /// How a guest's heart beats.
@@ -86,6 +115,109 @@ pub enum Heartbeat {
 pub struct TypeText {
     /// What to type, with the layout of the United States; a new line is Enter.
     pub text: String,
+}
+
+/// Where key-value pairs are, and whose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum KvpPool {
+    /// Written by the host, for the guest.
+    External,
+    /// Written by the guest's users, for the host.
+    Guest,
+    /// What the guest's system says about itself: its name, version, addresses.
+    #[default]
+    Auto,
+    /// Written by the host's system, for the guest.
+    AutoExternal,
+    /// Written by the guest's system, for itself.
+    AutoInternal,
+}
+
+impl From<KvpPool> for crate::ic::Pool {
+    fn from(pool: KvpPool) -> Self {
+        match pool {
+            KvpPool::External => Self::External,
+            KvpPool::Guest => Self::Guest,
+            KvpPool::Auto => Self::Auto,
+            KvpPool::AutoExternal => Self::AutoExternal,
+            KvpPool::AutoInternal => Self::AutoInternal,
+        }
+    }
+}
+
+/// The pool of pairs that the host gives to the guest.
+fn external() -> KvpPool {
+    KvpPool::External
+}
+
+/// Body of `vm.kvp-list`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KvpList {
+    /// Which pairs; by default what the guest says about itself.
+    #[serde(default)]
+    pub pool: KvpPool,
+}
+
+/// Body of `vm.kvp-get`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KvpGet {
+    /// Where; by default what the guest says about itself.
+    #[serde(default)]
+    pub pool: KvpPool,
+    /// The key, at most 255 units of UTF-16.
+    pub key: String,
+}
+
+/// Body of `vm.kvp-set`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KvpSet {
+    /// Where; by default `External`.
+    #[serde(default = "external")]
+    pub pool: KvpPool,
+    /// The key, at most 255 units of UTF-16.
+    pub key: String,
+    /// The value, at most 1023 units of UTF-16.
+    pub value: String,
+}
+
+/// Body of `vm.kvp-delete`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KvpDelete {
+    /// Where; by default `External`.
+    #[serde(default = "external")]
+    pub pool: KvpPool,
+    /// The key.
+    pub key: String,
+}
+
+/// A key with its value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KvpPair {
+    /// The key.
+    pub key: String,
+    /// The value.
+    pub value: String,
+}
+
+/// Body of `vm.freeze`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Freeze {
+    /// The longest that they stand still: 1 to 600 seconds.
+    #[serde(default = "ten")]
+    pub seconds: u64,
+    /// The answer ends with the freeze, and the freeze with the connection.
+    #[serde(default)]
+    pub hold: bool,
+}
+
+/// As long as Windows holds its file systems for a copy.
+fn ten() -> u64 {
+    10
 }
 
 /// What a machine is made of.

@@ -15,10 +15,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::model::{
-    Counters, Disk, DiskConfig, GuestInfo, Ping, Problem, RemoveDevice, ResizeDisk, TypeText,
-    VmInfo,
+    Counters, Disk, DiskConfig, Freeze, GuestInfo, KvpDelete, KvpGet, KvpList, KvpPair, KvpSet,
+    Ping, Problem, RemoveDevice, ResizeDisk, TypeText, VmInfo,
 };
-use super::{Error, Vm};
+use super::{Error, Vm, held};
 
 /// What all paths begin with.
 pub const PREFIX: &str = "/api/v1";
@@ -45,6 +45,12 @@ pub fn router(vm: Arc<dyn Vm>) -> Router {
         .routes(routes!(counters))
         .routes(routes!(guest))
         .routes(routes!(type_text))
+        .routes(routes!(kvp_list))
+        .routes(routes!(kvp_get))
+        .routes(routes!(kvp_set))
+        .routes(routes!(kvp_delete))
+        .routes(routes!(freeze))
+        .routes(routes!(thaw))
         .routes(routes!(pause))
         .routes(routes!(resume))
         .routes(routes!(shutdown))
@@ -169,6 +175,105 @@ async fn type_text(vm: Machine, body: Body) -> Response {
         Ok(typed) => done(vm, move |vm| vm.type_text(&typed.text)).await,
         Err((status, error)) => problem(status, error),
     }
+}
+
+/// Reads the key-value pairs of a pool from the guest. Without a body, those by which the guest
+/// describes itself.
+#[utoipa::path(put, path = "/vm.kvp-list", request_body = Option<KvpList>, responses(
+    (status = 200, body = Vec<KvpPair>),
+    (status = 400, body = Problem),
+    (status = 409, body = Problem, description = "The guest has nobody who answers."),
+))]
+async fn kvp_list(vm: Machine, body: Body) -> Response {
+    let list = match &body {
+        Ok(bytes) if bytes.is_empty() => Ok(KvpList::default()),
+        _ => parse(body),
+    };
+    match list {
+        Ok(list) => call(vm, move |vm| vm.kvp_list(list.pool))
+            .await
+            .map(Json)
+            .into_response(),
+        Err((status, error)) => problem(status, error),
+    }
+}
+
+/// Reads a key-value pair from the guest.
+#[utoipa::path(put, path = "/vm.kvp-get", request_body = KvpGet, responses(
+    (status = 200, body = KvpPair),
+    (status = 400, body = Problem),
+    (status = 404, body = Problem, description = "There is no such key."),
+    (status = 409, body = Problem, description = "The guest has nobody who answers."),
+))]
+async fn kvp_get(vm: Machine, body: Body) -> Response {
+    match parse::<KvpGet>(body) {
+        Ok(get) => call(vm, move |vm| vm.kvp_get(get.pool, &get.key))
+            .await
+            .map(Json)
+            .into_response(),
+        Err((status, error)) => problem(status, error),
+    }
+}
+
+/// Writes a key-value pair, new or not, in the guest.
+#[utoipa::path(put, path = "/vm.kvp-set", request_body = KvpSet, responses(
+    (status = 204, description = "The guest has it."),
+    (status = 400, body = Problem, description = "A text is too long."),
+    (status = 409, body = Problem, description = "The guest has nobody who takes it."),
+))]
+async fn kvp_set(vm: Machine, body: Body) -> Response {
+    match parse::<KvpSet>(body) {
+        Ok(set) => done(vm, move |vm| vm.kvp_set(set.pool, &set.key, &set.value)).await,
+        Err((status, error)) => problem(status, error),
+    }
+}
+
+/// Takes a key-value pair away from the guest.
+#[utoipa::path(put, path = "/vm.kvp-delete", request_body = KvpDelete, responses(
+    (status = 204, description = "It is gone."),
+    (status = 400, body = Problem),
+    (status = 404, body = Problem, description = "There is no such key."),
+    (status = 409, body = Problem, description = "The guest has nobody who answers."),
+))]
+async fn kvp_delete(vm: Machine, body: Body) -> Response {
+    match parse::<KvpDelete>(body) {
+        Ok(delete) => done(vm, move |vm| vm.kvp_delete(delete.pool, &delete.key)).await,
+        Err((status, error)) => problem(status, error),
+    }
+}
+
+/// Has the guest's file systems write everything and stand still, for a copy of its disks. They go
+/// on at `vm.thaw`, or when the time is over. With `hold`, the answer is not complete before they
+/// do, and they also go on when the connection ends.
+#[utoipa::path(put, path = "/vm.freeze", request_body = Freeze, responses(
+    (status = 200, description = "They stand still. With `hold`: until the answer ends."),
+    (status = 204, description = "They stand still."),
+    (status = 400, body = Problem, description = "The time is too long."),
+    (status = 409, body = Problem, description = "They do already, or nobody in the guest can."),
+))]
+async fn freeze(vm: Machine, body: Body) -> Response {
+    let freeze = match parse::<Freeze>(body) {
+        Ok(freeze) => freeze,
+        Err((status, error)) => return problem(status, error),
+    };
+    // Whoever is gone before the answer has frozen nothing: it is dropped then.
+    match call(vm, move |vm| vm.freeze(freeze.seconds)).await {
+        Ok(frozen) if freeze.hold => held::answer(frozen),
+        Ok(frozen) => {
+            frozen.keep();
+            StatusCode::NO_CONTENT.into_response()
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Has the guest's file systems go on.
+#[utoipa::path(put, path = "/vm.thaw", responses(
+    (status = 204, description = "They go on."),
+    (status = 409, body = Problem, description = "They were not frozen."),
+))]
+async fn thaw(vm: Machine) -> Response {
+    done(vm, |vm| vm.thaw()).await
 }
 
 /// Stops the machine where it is; when this is answered, nothing of it runs.
