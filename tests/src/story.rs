@@ -112,6 +112,11 @@ impl Story {
         self.program(series.name(), Kernel::get(series)?.image())
     }
 
+    /// The path of the same probe in L1.
+    pub fn probe(&self) -> anyhow::Result<String> {
+        self.program("l2-probe", programs::l2_probe()?)
+    }
+
     /// The probe for stock Linux guests, as bytes for their initramfs.
     pub fn l2_probe(&self) -> anyhow::Result<Vec<u8>> {
         let path = programs::l2_probe()?;

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use bed::l1::Output;
+use bed::l1::{Output, Process};
 use e2e::Story;
 use serde_json::Value;
 
@@ -34,6 +34,25 @@ impl<'a> Ctl<'a> {
         let options = ["ctl", "--json", "--api-socket", &self.socket];
         let words = options.into_iter().chain(words.iter().copied());
         Ok(self.story.l1().command(&program).args(words).run(COMMAND)?)
+    }
+
+    /// Begins a call that takes long; dropped, it is killed.
+    pub(crate) fn begin(&self, words: &[&str]) -> anyhow::Result<Process> {
+        let program = self.story.host_vsp_program()?;
+        let options = ["ctl", "--json", "--api-socket", &self.socket];
+        let words = options.into_iter().chain(words.iter().copied());
+        Ok(self.story.l1().command(&program).args(words).spawn()?)
+    }
+
+    /// Calls, which must fail; returns what it complained of.
+    pub(crate) fn refused(&self, words: &[&str]) -> anyhow::Result<String> {
+        let output = self.output(words)?;
+        ensure!(
+            output.status.code() == Some(1),
+            "ctl {}: {output}",
+            words.join(" ")
+        );
+        Ok(output.stderr_text())
     }
 
     /// Calls, which must succeed; returns what it printed.

@@ -6,6 +6,7 @@ mod boot;
 mod check;
 mod console;
 mod contact;
+mod control;
 mod ctl;
 mod disk;
 mod disk_refusals;
@@ -13,6 +14,7 @@ mod endings;
 mod flush;
 mod guest;
 mod linux;
+mod linux_backup;
 mod linux_services;
 mod linux_smp;
 mod linux_versions;
@@ -46,6 +48,8 @@ const ALWAYS: &[Topic] = &[
 /// once in six runs, and until that is found these stories would gate by chance.
 const SOAK: &[Topic] = &[
     ("linux", linux::STORIES),
+    ("control", control::STORIES),
+    ("linux_backup", linux_backup::STORIES),
     ("linux_services", linux_services::STORIES),
     ("linux_smp", linux_smp::STORIES),
     ("linux_versions", linux_versions::STORIES),

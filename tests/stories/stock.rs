@@ -106,6 +106,12 @@ impl<'a> Stock<'a> {
         self
     }
 
+    /// Adds a file to the initramfs.
+    pub(crate) fn file(mut self, path: &'a str, bytes: &'a [u8]) -> Self {
+        self.files.push((path, bytes));
+        self
+    }
+
     /// Adds the disk in the file `path` of L1.
     pub(crate) fn disk(mut self, path: &str) -> Self {
         self.arguments
@@ -243,6 +249,21 @@ impl Linux {
     /// Waits for a line of the guest, or of anybody else on its console.
     pub(crate) fn says(&mut self, text: &str) -> anyhow::Result<String> {
         Ok(self.process.expect_line_on(Stream::Stdout, text, COMMAND)?)
+    }
+
+    /// Waits for a line of `host-vsp` itself.
+    pub(crate) fn host_says(&mut self, text: &str) -> anyhow::Result<String> {
+        Ok(self.process.expect_line_on(Stream::Stderr, text, COMMAND)?)
+    }
+
+    /// Waits until `condition`, as `test` of the shell knows them, is true in the guest.
+    pub(crate) fn wait(&mut self, condition: &str) -> anyhow::Result<()> {
+        self.sh(&format!(
+            "n=0; until [ {condition} ]; do sleep 0.1; n=$((n+1)); [ $n -lt 300 ] || break; done; \
+             [ {condition} ]"
+        ))
+        .with_context(|| format!("{condition} does not come"))?;
+        Ok(())
     }
 
     /// Waits for the end of `host-vsp`; what it said.

@@ -2,9 +2,12 @@
 //!
 //! ```text
 //! l2-probe clock COUNT    read the monotonic clock COUNT times, as programs and drivers do
+//! l2-probe unix PATH      carry standard input to the socket, and what it answers back
 //! ```
 
 use std::env;
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -13,8 +16,23 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["clock", count] => count.parse().map_or(ExitCode::from(2), clock),
+        ["unix", path] => match talk(path) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{path}: {error}");
+                ExitCode::FAILURE
+            }
+        },
         _ => ExitCode::from(2),
     }
+}
+
+/// Says to the socket at `path` all that comes in, and prints all that it answers.
+fn talk(path: &str) -> io::Result<()> {
+    let socket = UnixStream::connect(path)?;
+    io::copy(&mut io::stdin().lock(), &mut &socket)?;
+    io::copy(&mut &socket, &mut io::stdout().lock())?;
+    Ok(())
 }
 
 /// Reads the clock `count` times and prints how long that took; fails if it ever went back or

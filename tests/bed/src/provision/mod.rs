@@ -6,12 +6,14 @@
 
 mod apt;
 pub mod debian;
+mod hyperv_daemons;
 pub mod kernel;
 pub mod kernel_rustc;
 mod l1_kernel;
 mod qemu;
 pub mod rust_src;
 
+pub use hyperv_daemons::hyperv_daemons;
 pub use l1_kernel::busybox;
 pub use qemu::Qemu;
 
@@ -25,6 +27,7 @@ pub fn everything() -> Result<()> {
         Kernel::get(series)?;
     }
     busybox()?;
+    hyperv_daemons()?;
     rust_src::bare_metal_route()?;
     Ok(())
 }
