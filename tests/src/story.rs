@@ -63,6 +63,12 @@ impl Story {
         proofs.insert(proof);
     }
 
+    /// The same story in another L1, which ends with what is returned: for those who need an L1 with
+    /// disks, or want to see one die.
+    pub fn elsewhere(&self, l1: L1) -> anyhow::Result<Self> {
+        Self::begin(l1)
+    }
+
     /// The L1 of this story.
     pub fn l1(&self) -> &L1 {
         &self.l1

@@ -10,6 +10,7 @@ mod control;
 mod ctl;
 mod disk;
 mod disk_refusals;
+mod durability;
 mod endings;
 mod flush;
 mod guest;
@@ -42,6 +43,7 @@ const ALWAYS: &[Topic] = &[
     ("console", console::STORIES),
     ("refusals_of_users", refusals_of_users::STORIES),
     ("endings", endings::STORIES),
+    ("durability", durability::STORIES),
 ];
 
 /// Stock kernels, told in a soak only: with 7.x the guest's terminal on the serial port stood still

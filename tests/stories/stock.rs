@@ -248,7 +248,17 @@ impl Linux {
 
     /// Waits for a line of the guest, or of anybody else on its console.
     pub(crate) fn says(&mut self, text: &str) -> anyhow::Result<String> {
-        Ok(self.process.expect_line_on(Stream::Stdout, text, COMMAND)?)
+        self.says_within(text, COMMAND)
+    }
+
+    /// Like [`Linux::says`], with another deadline.
+    pub(crate) fn says_within(&mut self, text: &str, limit: Duration) -> anyhow::Result<String> {
+        Ok(self.process.expect_line_on(Stream::Stdout, text, limit)?)
+    }
+
+    /// What the guest has said so far, even if `host-vsp` or its L1 is no more.
+    pub(crate) fn said(&self) -> String {
+        String::from_utf8_lossy(&self.process.stdout()).into_owned()
     }
 
     /// Waits for a line of `host-vsp` itself.

@@ -8,6 +8,7 @@
 //!   installed and root is not needed.
 //! * [`cargo`] builds what runs in the bed: `host-vsp` (static), `guest-kernel`, the L1 agent.
 //! * [`l1`] boots an L1 and runs commands in it.
+//! * [`numbered`] is what a stock Linux guest writes where its host is to be killed.
 //! * [`pattern`] is what the guest kernel writes.
 //! * [`progress`] tells the user what takes time.
 //!
@@ -55,6 +56,7 @@ pub mod guest_command;
 pub mod guest_initramfs;
 mod initramfs;
 pub mod l1;
+pub mod numbered;
 pub mod pattern;
 pub mod progress;
 pub mod provision;
