@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +21,9 @@ use crate::guest::Guest;
 use crate::ic::{Life, Services, ShutdownKind};
 use crate::keyboard::Keyboard;
 use crate::machine::{Machine, RunState};
-use crate::storage::{self, AttachError, ChangeError, Controller, ControllerHandle, Format};
+use crate::storage::{
+    self, AttachError, BlockSize, ChangeError, Controller, ControllerHandle, Format,
+};
 use crate::vmbus::DeviceId;
 
 /// Controllers of a machine: `scsi0` to `scsi7`.
@@ -37,6 +40,7 @@ pub struct OpenDisk {
     config: DiskConfig,
     format: Format,
     disk: storage::Disk,
+    block_size: BlockSize,
 }
 
 impl OpenDisk {
@@ -45,15 +49,29 @@ impl OpenDisk {
     /// # Errors
     /// Why not.
     pub fn open(config: DiskConfig) -> Result<Self, Error> {
+        let block_size = match config.block_size {
+            None => BlockSize::default(),
+            Some(bytes) => BlockSize::from_bytes(bytes).ok_or_else(|| {
+                Error::BadRequest(format!(
+                    "blocks of {bytes} bytes cannot be had: use 512 or 4096"
+                ))
+            })?,
+        };
         let format = config
             .format
             .unwrap_or_else(|| Format::of_name(&config.path));
         let disk = storage::Disk::open(&config.path, format, config.readonly, config.backing_files)
-            .map_err(|error| Error::BadRequest(error.to_string()))?;
+            .map_err(|error| Error::BadRequest(error.to_string()))?
+            .with_block_size(block_size);
+        let disk = match &config.serial {
+            Some(serial) => disk.with_serial(serial),
+            None => disk,
+        };
         Ok(Self {
             config,
             format,
             disk,
+            block_size,
         })
     }
 }
@@ -87,6 +105,7 @@ struct Attached {
     path: PathBuf,
     format: Format,
     readonly: bool,
+    block_size: BlockSize,
 }
 
 fn controller_name(number: u16) -> String {
@@ -136,6 +155,7 @@ impl Manager {
             config,
             format,
             disk,
+            block_size,
         } = disk;
         let mut devices = self.devices();
         let id = devices.name(config.id)?;
@@ -146,29 +166,40 @@ impl Manager {
                 "{controller:?} is no controller: use {FIRST_CONTROLLER} to {last}"
             ))
         })?;
-        let lun = match devices.controllers.get(&number) {
-            Some(place) => {
-                let lun = place.handle.free_lun().ok_or_else(|| {
+        if let Some(serial) = &config.serial
+            && devices.has_serial(serial)?
+        {
+            return Err(Error::Conflict(format!(
+                "there is already a disk with the serial number {serial:?}: the guest would take \
+                 both for one"
+            )));
+        }
+        let lun =
+            match devices.controllers.get(&number) {
+                Some(place) => {
+                    let lun = config.lun.or_else(|| place.handle.free_lun()).ok_or_else(|| {
                     Error::Conflict(format!(
                         "{controller} has no LUN left that the guest knows to be free: put the \
                          disk on another controller"
                     ))
                 })?;
-                place.handle.attach(lun, disk)?;
-                lun
-            }
-            None => {
-                let place = self.offer(number, disk)?;
-                devices.controllers.insert(number, place);
-                0
-            }
-        };
+                    place.handle.attach(lun, disk)?;
+                    lun
+                }
+                None => {
+                    let lun = config.lun.unwrap_or(0);
+                    let place = self.offer(number, lun, disk)?;
+                    devices.controllers.insert(number, place);
+                    lun
+                }
+            };
         let attached = Attached {
             controller: number,
             lun,
             path: config.path,
             format,
             readonly: config.readonly,
+            block_size,
         };
         let disk = devices.describe(&id, &attached)?;
         devices.disks.insert(id, attached);
@@ -176,13 +207,13 @@ impl Manager {
     }
 
     /// A new controller with its first disk.
-    fn offer(&self, number: u16, disk: storage::Disk) -> Result<Place, Error> {
+    fn offer(&self, number: u16, lun: u8, disk: storage::Disk) -> Result<Place, Error> {
         let failed = |error: &dyn std::fmt::Display| {
             Error::Failed(format!("there can be no storage controller: {error}"))
         };
         let controller = Controller::new(instance(number)).map_err(|error| failed(&error))?;
         let mut controller = controller.with_channels_for(self.machine.config().cpus);
-        controller.attach(0, disk)?;
+        controller.attach(lun, disk)?;
         let handle = controller.disks();
         let device = self.machine.bus().offer(Box::new(controller));
         Ok(Place {
@@ -288,8 +319,18 @@ impl Devices {
         })
     }
 
+    fn has_serial(&self, serial: &str) -> Result<bool, Error> {
+        for disk in self.disks.values() {
+            if self.handle(disk)?.serial(disk.lun)? == serial {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn describe(&self, id: &str, disk: &Attached) -> Result<Disk, Error> {
-        let (size, _) = self.handle(disk)?.disk(disk.lun)?;
+        let handle = self.handle(disk)?;
+        let (size, _) = handle.disk(disk.lun)?;
         Ok(Disk {
             id: id.into(),
             controller: controller_name(disk.controller),
@@ -298,13 +339,21 @@ impl Devices {
             format: disk.format,
             readonly: disk.readonly,
             size,
+            block_size: disk.block_size.bytes(),
+            serial: handle.serial(disk.lun)?,
         })
     }
 }
 
 impl From<AttachError> for Error {
     fn from(error: AttachError) -> Self {
-        Self::Conflict(error.to_string())
+        let sentence = error.to_string();
+        match error {
+            AttachError::InUse(_) => Self::Conflict(sentence),
+            AttachError::NoSuchLun(_) | AttachError::TooSmall { .. } | AttachError::Serial(_) => {
+                Self::BadRequest(sentence)
+            }
+        }
     }
 }
 
@@ -413,7 +462,21 @@ impl Vm for Manager {
     }
 
     fn counters(&self) -> Result<Counters, Error> {
-        Ok(self.machine.counters().snapshot().into())
+        let mut counters: Counters = self.machine.counters().snapshot().into();
+        let bus = self.machine.bus().counters();
+        let devices = &mut counters.devices;
+        devices.insert("vmbus.gpadls".into(), bus.gpadls as u64);
+        for (relid, channel) in bus.channels {
+            for (what, counter) in [
+                ("wakeups", &channel.wakeups),
+                ("interrupts", &channel.interrupts),
+                ("failures", &channel.failures),
+            ] {
+                let value = counter.load(Ordering::Relaxed);
+                devices.insert(format!("channel{relid}.{what}"), value);
+            }
+        }
+        Ok(counters)
     }
 
     fn pause(&self) -> Result<(), Error> {

@@ -49,6 +49,8 @@ fn a_disk() -> Disk {
         format: Format::Vhdx,
         readonly: true,
         size: 1 << 40,
+        block_size: 512,
+        serial: "WD-42".into(),
     }
 }
 

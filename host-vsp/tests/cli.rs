@@ -309,6 +309,8 @@ fn bad_input_is_refused_before_anything_is_touched() {
         ("--cpus 1000", 1, "change --cpus"),
         ("--frobnicate", 2, "see host-vsp run --help"),
         ("--disk path=disk.img,cache=none", 2, "readonly=on"),
+        ("--disk path=disk.img,block-size=4K", 2, "is a number"),
+        ("--disk path=disk.img,block-size=1024", 1, "use 512 or 4096"),
     ];
     for (arguments, code, says) in cases {
         let output = files.run(&arguments.split(' ').collect::<Vec<_>>());

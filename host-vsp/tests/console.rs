@@ -100,10 +100,10 @@ fn a_corrupt_ring_stops_its_channel_only() {
     terminal.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"still here");
     let failures = || -> Vec<u64> {
-        let counters = bus.counters();
+        let counters = bus.counters().channels;
         let failures = counters
-            .iter()
-            .map(|(_, c)| c.failures.load(Ordering::Relaxed));
+            .values()
+            .map(|c| c.failures.load(Ordering::Relaxed));
         failures.collect()
     };
     let begin = Instant::now();

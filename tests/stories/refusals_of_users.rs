@@ -172,6 +172,12 @@ fn disks(story: &mut Story) -> anyhow::Result<()> {
         --disk readonly=on                                             | 2 | path is missing | path=FILE
         --disk path=disk.img,cache=none                                | 2 | "cache=none" is not | readonly=on
         --disk path=disk.img,readonly=yes                              | 2 | "readonly=yes" is not | readonly=on
+        --disk path=disk.img,lun=first                                 | 2 | lun is a number | "first"
+        --disk path=disk.img,lun=64                                    | 1 | no LUN 64 | from 0 to 63
+        --disk path=disk.img,lun=3 --disk path=other.img,lun=3         | 1 | LUN 3 already has a disk | use another one
+        --disk path=disk.img,block-size=1024                           | 1 | 1024 bytes | use 512 or 4096
+        --disk path=disk.img,serial=                                   | 1 | no serial number | 1 to 64
+        --disk path=disk.img,serial=x --disk path=other.img,serial=x   | 1 | serial number "x" | take both for one
     "#;
     all_refused(&files, CASES)?;
 

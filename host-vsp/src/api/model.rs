@@ -278,6 +278,10 @@ pub struct Disk {
     pub readonly: bool,
     /// In bytes.
     pub size: u64,
+    /// Bytes of a logical block.
+    pub block_size: u32,
+    /// The serial number that the guest sees.
+    pub serial: String,
 }
 
 /// Body of `vm.add-disk`.
@@ -304,6 +308,16 @@ pub struct DiskConfig {
     /// default `scsi0`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controller: Option<String>,
+    /// Its LUN there, 0 to 63; by default the first free one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lun: Option<u8>,
+    /// Bytes of a logical block, 512 or 4096; by default 512.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<u32>,
+    /// Its serial number for the guest, up to 64 printable characters; by default one made from
+    /// its place, as stable as that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
 }
 
 /// Body of `vm.remove-device`.

@@ -6,7 +6,7 @@ use host_vsp::api::model::DiskConfig;
 use host_vsp::storage::Format;
 
 /// What a disk is described by, for usage lines and messages.
-pub const FIELDS: &str = "path=FILE[,format=raw|qcow2|vhd|vhdx][,readonly=on][,backing_files=on][,id=NAME][,controller=scsiN]";
+pub const FIELDS: &str = "path=FILE[,format=raw|qcow2|vhd|vhdx][,readonly=on][,backing_files=on][,id=NAME][,controller=scsiN][,lun=N][,block-size=4096][,serial=TEXT]";
 
 /// A disk as it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,11 @@ impl FromStr for Disk {
                 }
                 Some(("id", value)) => config.id = Some(value.into()),
                 Some(("controller", value)) => config.controller = Some(value.into()),
+                Some(("lun", value)) => config.lun = Some(number("lun", value)?),
+                Some(("block-size", value)) => {
+                    config.block_size = Some(number("block-size", value)?);
+                }
+                Some(("serial", value)) => config.serial = Some(value.into()),
                 _ => return Err(format!("{field:?} is not one of {FIELDS}")),
             }
         }
@@ -49,6 +54,12 @@ fn switch(name: &str, value: &str) -> Result<bool, String> {
         "off" => Ok(false),
         _ => Err(format!("{name} is on or off, not {value:?}")),
     }
+}
+
+/// A field that is a number.
+fn number<T: FromStr>(name: &str, value: &str) -> Result<T, String> {
+    let number = value.parse();
+    number.map_err(|_| format!("{name} is a number, not {value:?}"))
 }
 
 /// The fields between commas; two commas stand for one within a field.
@@ -78,7 +89,10 @@ mod tests {
         };
         assert_eq!(disk("path=a"), Ok(Disk(plain)));
         assert_eq!(
-            disk("path=a,,b,readonly=on,id=root,controller=scsi1,format=vhd,backing_files=on"),
+            disk(
+                "path=a,,b,readonly=on,id=root,controller=scsi1,format=vhd,backing_files=on,lun=7,\
+                 block-size=4096,serial=WD 4"
+            ),
             Ok(Disk(DiskConfig {
                 path: "a,b".into(),
                 format: Some(Format::Vhd),
@@ -86,6 +100,9 @@ mod tests {
                 backing_files: true,
                 id: Some("root".into()),
                 controller: Some("scsi1".into()),
+                lun: Some(7),
+                block_size: Some(4096),
+                serial: Some("WD 4".into()),
             }))
         );
         for wrong in [
@@ -98,6 +115,9 @@ mod tests {
             "path=a,x=1",
             "path=a,readonly=yes",
             "path=a,format=vmdk",
+            "path=a,lun=-1",
+            "path=a,lun=256",
+            "path=a,block-size=4K",
         ] {
             assert!(disk(wrong).is_err(), "{wrong}");
         }

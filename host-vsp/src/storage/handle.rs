@@ -22,12 +22,38 @@ use vmbus_proto::guid::Guid;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::Backend;
-use super::identity::Identity;
+use super::block::BlockSize;
+use super::identity::{Identity, is_serial};
 use super::scsi::{Target, Unit};
-use super::vsp::{AttachError, Disk, MAX_LUNS};
+use super::vsp::{Disk, MAX_LUNS};
 
 /// How long a disk that is removed may take to finish what guests asked before.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why a disk was not attached. The text is a sentence for the user.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AttachError {
+    /// There is no such LUN.
+    #[error("a controller has no LUN {0}: use one from 0 to 63")]
+    NoSuchLun(u8),
+    /// The LUN has a disk.
+    #[error("LUN {0} already has a disk, or a guest still believes so: use another one")]
+    InUse(u8),
+    /// It has not one block.
+    #[error("the disk has {size} bytes, less than one block of {block}: make it larger")]
+    TooSmall {
+        /// Bytes of the disk.
+        size: u64,
+        /// Bytes of a block.
+        block: u32,
+    },
+    /// Nobody could read it.
+    #[error(
+        "{0:?} is no serial number: use 1 to 64 letters, digits and other characters of ASCII, \
+         not beginning or ending with a space"
+    )]
+    Serial(String),
+}
 
 /// Why a disk was not changed. The text is a sentence for the user.
 #[derive(Debug, thiserror::Error)]
@@ -103,12 +129,27 @@ impl ControllerHandle {
     /// Puts a disk at `lun`.
     ///
     /// # Errors
-    /// There is no such LUN, it has a disk, or the guest does not know yet that it has none.
+    /// There is no such LUN, it has a disk, or the guest does not know yet that it has none; or
+    /// the disk cannot be one.
     pub fn attach(&self, lun: u8, disk: impl Into<Disk>) -> Result<(), AttachError> {
         if lun >= MAX_LUNS {
             return Err(AttachError::NoSuchLun(lun));
         }
-        let unit = Unit::new(disk.into().backend, Identity::new(self.0.instance, lun));
+        let Disk {
+            backend,
+            block_size,
+            serial,
+        } = disk.into();
+        let (size, block) = (backend.size(), block_size.bytes());
+        if size < u64::from(block) {
+            return Err(AttachError::TooSmall { size, block });
+        }
+        let identity = match serial {
+            Some(serial) if is_serial(&serial) => Identity::chosen(serial),
+            Some(serial) => return Err(AttachError::Serial(serial)),
+            None => Identity::new(self.0.instance, lun),
+        };
+        let unit = Unit::new(backend, block_size, identity);
         if !self.0.target().insert(lun, unit) {
             return Err(AttachError::InUse(lun));
         }
@@ -149,7 +190,14 @@ impl ControllerHandle {
     /// # Errors
     /// There is none, or it cannot have that size.
     pub fn resize(&self, lun: u8, size: u64) -> Result<(), ChangeError> {
-        let backend = self.backend(lun)?;
+        let (backend, block_size) = self.backend(lun)?;
+        let block = block_size.bytes();
+        if !size.is_multiple_of(block.into()) {
+            return Err(ChangeError::Size(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a disk's size is a multiple of {block} bytes, which {size} is not"),
+            )));
+        }
         backend.resize(size).map_err(ChangeError::Size)?;
         if self.0.target().capacity_changed(lun, &backend) {
             self.0.set_changed();
@@ -162,11 +210,20 @@ impl ControllerHandle {
     /// # Errors
     /// There is none.
     pub fn disk(&self, lun: u8) -> Result<(u64, bool), ChangeError> {
-        let backend = self.backend(lun)?;
+        let (backend, _) = self.backend(lun)?;
         Ok((backend.size(), backend.read_only()))
     }
 
-    fn backend(&self, lun: u8) -> Result<Arc<dyn Backend>, ChangeError> {
+    /// Serial number of the disk at `lun`, as the guest sees it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn serial(&self, lun: u8) -> Result<String, ChangeError> {
+        let serial = self.0.target().serial(lun);
+        serial.ok_or(ChangeError::NoDisk(lun))
+    }
+
+    fn backend(&self, lun: u8) -> Result<(Arc<dyn Backend>, BlockSize), ChangeError> {
         let backend = self.0.target().backend(lun);
         backend.ok_or(ChangeError::NoDisk(lun))
     }

@@ -2,16 +2,32 @@
 
 use vmbus_proto::guid::Guid;
 
-/// Names made from the controller's instance and the LUN.
+/// Most characters of a serial number.
+pub(super) const MAX_SERIAL: usize = 64;
+
+/// Whether a guest can be shown this serial number: printable ASCII, and not too much of it.
+pub(super) fn is_serial(text: &str) -> bool {
+    let is_printable = |c: u8| c.is_ascii_graphic() || c == b' ';
+    (1..=MAX_SERIAL).contains(&text.len()) && text.trim() == text && text.bytes().all(is_printable)
+}
+
+/// What a disk is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
-    /// Serial number for VPD page 80: 34 hexadecimal digits.
+    /// Serial number for VPD page 80.
     pub(super) serial: String,
     /// For the NAA name in VPD page 83; 60 bits of it are used.
     pub(super) name: u64,
 }
 
 impl Identity {
+    /// The serial number somebody chose, and a name made from it.
+    pub(super) fn chosen(serial: String) -> Self {
+        let name = fnv1a(serial.bytes());
+        Self { serial, name }
+    }
+
+    /// Names made from the controller's instance and the LUN: 34 hexadecimal digits, and a hash.
     pub(super) fn new(instance: Guid, lun: u8) -> Self {
         let text = instance.to_string();
         let digits = text.chars().filter(|&c| c != '-');
@@ -45,5 +61,18 @@ mod tests {
         let second = Identity::new(instance, 1);
         assert_ne!(first.name << 4, second.name << 4);
         assert_ne!(first.serial, second.serial);
+        let chosen = Identity::chosen("WD-42".into());
+        assert_eq!(chosen, Identity::chosen("WD-42".into()));
+        assert_ne!(chosen.name << 4, Identity::chosen("WD-43".into()).name << 4);
+    }
+
+    #[test]
+    fn serials_can_be_shown() {
+        for good in ["a", "WD 42.x", &"x".repeat(MAX_SERIAL)] {
+            assert!(is_serial(good), "{good:?}");
+        }
+        for bad in ["", " ", "a ", "a\n", "\u{e4}", &"x".repeat(MAX_SERIAL + 1)] {
+            assert!(!is_serial(bad), "{bad:?}");
+        }
     }
 }

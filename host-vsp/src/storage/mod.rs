@@ -11,6 +11,7 @@
 //! the limits stay in the ring.
 
 pub mod backend;
+mod block;
 mod buffer;
 mod conversation;
 mod engine;
@@ -25,12 +26,13 @@ mod tests;
 mod vsp;
 
 pub use backend::{Backend, Format, OpenError, Qcow2File, RawFile, ServedFile};
+pub use block::BlockSize;
 pub use buffer::{BufferError, GuestBuffer};
-pub use handle::{ChangeError, ControllerHandle};
+pub use handle::{AttachError, ChangeError, ControllerHandle};
 pub use port::MAX_IN_FLIGHT;
-pub use vsp::{AttachError, Controller, Disk, MAX_LUNS, MAX_SUB_CHANNELS};
+pub use vsp::{Controller, Disk, MAX_LUNS, MAX_SUB_CHANNELS};
 
-/// Bytes of a logical block, of every disk.
+/// Bytes of the unit in which backends count, and of the smaller [`BlockSize`].
 pub const BLOCK_SIZE: u64 = 512;
 
 /// Most data of one request in bytes: a multiple of the guest's page size, as Linux counts its

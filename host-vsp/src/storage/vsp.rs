@@ -18,9 +18,10 @@ use vmbus_proto::message::OfferChannel;
 use vmbus_proto::storvsp::{ProtocolVersion, SCSI_CLASS};
 
 use super::backend::{Backend, Format, OpenError, Qcow2File, RawFile, ServedFile};
+use super::block::BlockSize;
 use super::conversation::{Conversation, Request};
 use super::engine::Engine;
-use super::handle::{ControllerHandle, Shared};
+use super::handle::{AttachError, ControllerHandle, Shared};
 use super::port::Port;
 use super::scsi::Transfer;
 use crate::vmbus::channel::{Channel, ChannelError};
@@ -36,6 +37,8 @@ pub const MAX_LUNS: u8 = 64;
 /// A disk to attach to a controller.
 pub struct Disk {
     pub(super) backend: Arc<dyn Backend>,
+    pub(super) block_size: BlockSize,
+    pub(super) serial: Option<String>,
 }
 
 impl Disk {
@@ -61,7 +64,24 @@ impl Disk {
     pub fn new(backend: impl Backend + 'static) -> Self {
         Self {
             backend: Arc::new(backend),
+            block_size: BlockSize::default(),
+            serial: None,
         }
+    }
+
+    /// With logical blocks of another size. What is left of the backend beyond the last whole one
+    /// is not the guest's.
+    #[must_use]
+    pub fn with_block_size(self, block_size: BlockSize) -> Self {
+        Self { block_size, ..self }
+    }
+
+    /// With this serial number and a name made from it, wherever the disk is attached. Otherwise
+    /// both are made from its place.
+    #[must_use]
+    pub fn with_serial(self, serial: impl Into<String>) -> Self {
+        let serial = Some(serial.into());
+        Self { serial, ..self }
     }
 }
 
@@ -69,17 +89,6 @@ impl<B: Backend + 'static> From<B> for Disk {
     fn from(backend: B) -> Self {
         Self::new(backend)
     }
-}
-
-/// Why a disk was not attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AttachError {
-    /// There is no such LUN.
-    #[error("a controller has no LUN {0}: use one from 0 to 63")]
-    NoSuchLun(u8),
-    /// The LUN has a disk.
-    #[error("LUN {0} already has a disk, or a guest still believes so: use another one")]
-    InUse(u8),
 }
 
 /// A SCSI controller with its disks.

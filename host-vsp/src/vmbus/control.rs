@@ -19,7 +19,7 @@ use super::bus::{Action, Bus, OpenRequest, SubChannel};
 use super::channel::Channel;
 use super::doorbell::OpenDoorbells;
 use super::ring_memory::GuestRing;
-use super::server::{Command, DeviceId, OfferError, SavedBus, SavedChannel};
+use super::server::{BusCounters, Command, DeviceId, OfferError, SavedBus, SavedChannel};
 use super::trace::Hex;
 use super::worker::{ChannelCounters, Serving, SubChannels, Worker};
 use crate::hv::Partition;
@@ -107,7 +107,10 @@ impl Server {
                 Command::Counters(reply) => {
                     let all = self.devices.iter();
                     let all = all.map(|(&relid, device)| (relid, Arc::clone(&device.counters)));
-                    let _ = reply.send(all.collect());
+                    let _ = reply.send(BusCounters {
+                        channels: all.collect(),
+                        gpadls: self.bus.gpadls().len(),
+                    });
                 }
                 Command::End => break,
             }

@@ -21,5 +21,5 @@ mod state;
 mod trace;
 mod worker;
 
-pub use server::{DeviceId, OfferError, SavedBus, VmBus};
+pub use server::{BusCounters, DeviceId, OfferError, SavedBus, VmBus};
 pub use worker::ChannelCounters;

@@ -74,6 +74,16 @@ pub(super) struct SavedChannel {
     pub(super) device: Vec<u8>,
 }
 
+/// What is on a bus, for whoever asks.
+#[derive(Clone, Debug, Default)]
+pub struct BusCounters {
+    /// What each channel did since it was first offered, by relid. Sub-channels are among them
+    /// while their primary channel is open.
+    pub channels: BTreeMap<u32, Arc<ChannelCounters>>,
+    /// GPADLs that the guest has established, or begun to.
+    pub gpadls: usize,
+}
+
 /// The VMBus of one VM.
 pub struct VmBus {
     commands: Sender<Command>,
@@ -104,7 +114,7 @@ pub(super) enum Command {
     Reset(Sender<()>),
     Pause(Sender<SavedBus>),
     Resume(Sender<()>),
-    Counters(Sender<Vec<(u32, Arc<ChannelCounters>)>>),
+    Counters(Sender<BusCounters>),
     End,
 }
 
@@ -196,8 +206,8 @@ impl VmBus {
         self.ask(Command::Resume);
     }
 
-    /// What the open channels did, by relid.
-    pub fn counters(&self) -> Vec<(u32, Arc<ChannelCounters>)> {
+    /// What is there, and what it did.
+    pub fn counters(&self) -> BusCounters {
         self.ask(Command::Counters).unwrap_or_default()
     }
 

@@ -19,8 +19,8 @@ use std::sync::Arc;
 use vmbus_proto::scsi::{Cdb, Sense, status, unmap_descriptors};
 use vmbus_proto::storvsp::{DATA_IN, DATA_OUT, Srb, srb_status};
 
-use super::BLOCK_SIZE;
 use super::backend::Backend;
+use super::block::BlockSize;
 use super::buffer::GuestBuffer;
 use super::identity::Identity;
 use super::io::Io;
@@ -42,6 +42,7 @@ pub(super) struct Target {
 /// One disk.
 pub(super) struct Unit {
     pub(super) backend: Arc<dyn Backend>,
+    pub(super) block_size: BlockSize,
     pub(super) identity: Identity,
     /// What the guest has to be told instead of the next command's result.
     attention: Option<Sense>,
@@ -49,9 +50,14 @@ pub(super) struct Unit {
 
 impl Unit {
     /// A disk with nothing to tell.
-    pub(super) fn new(backend: Arc<dyn Backend>, identity: Identity) -> Self {
+    pub(super) fn new(
+        backend: Arc<dyn Backend>,
+        block_size: BlockSize,
+        identity: Identity,
+    ) -> Self {
         Self {
             backend,
+            block_size,
             identity,
             attention: None,
         }
@@ -171,9 +177,17 @@ impl Target {
         Some(unit)
     }
 
-    /// The blocks of a disk.
-    pub(super) fn backend(&self, lun: u8) -> Option<Arc<dyn Backend>> {
-        self.units.get(&lun).map(|unit| Arc::clone(&unit.backend))
+    /// The blocks of a disk, and the size of one.
+    pub(super) fn backend(&self, lun: u8) -> Option<(Arc<dyn Backend>, BlockSize)> {
+        let unit = self.units.get(&lun)?;
+        Some((Arc::clone(&unit.backend), unit.block_size))
+    }
+
+    /// Serial number of a disk.
+    pub(super) fn serial(&self, lun: u8) -> Option<String> {
+        self.units
+            .get(&lun)
+            .map(|unit| unit.identity.serial.clone())
     }
 
     /// The disk has another size; says whether it is still there.
@@ -315,7 +329,9 @@ fn done(result: Result<(), Sense>) -> Step {
 impl Unit {
     /// Number of blocks.
     fn blocks(&self) -> u64 {
-        self.backend.size() / BLOCK_SIZE
+        let size = self.backend.size();
+        size.checked_div(self.block_size.bytes().into())
+            .unwrap_or(0)
     }
 
     fn start(&self, cdb: Cdb, request: Request<'_>) -> Step {
@@ -389,8 +405,8 @@ impl Unit {
         }
         // Both are at most the disk's size in blocks, whose bytes fit.
         Ok((
-            lba.saturating_mul(BLOCK_SIZE),
-            blocks.saturating_mul(BLOCK_SIZE),
+            lba.saturating_mul(self.block_size.bytes().into()),
+            blocks.saturating_mul(self.block_size.bytes().into()),
         ))
     }
 

@@ -8,22 +8,15 @@ use vmbus_proto::scsi::{
 use zerocopy::IntoBytes;
 
 use super::{MAX_UNMAP_DESCRIPTORS, Unit};
-use crate::storage::{BLOCK_SIZE, MAX_TRANSFER_BYTES};
+use crate::storage::MAX_TRANSFER_BYTES;
 
 /// The names by which Hyper-V's disks go: guests have quirks and udev rules keyed on them.
 const VENDOR: &[u8; 8] = b"Msft    ";
 const PRODUCT: &[u8; 16] = b"Virtual Disk    ";
 const REVISION: &[u8; 4] = b"1.0 ";
 
-/// A physical block is 2 to this many logical ones: 4096 bytes, the page cache's unit, so that
-/// guests align to what is quick.
-const PHYSICAL_EXPONENT: u8 = 3;
-
 /// Bit of a mode header's device-specific byte: FUA is supported.
 const MODE_DEVICE_FUA: u8 = 0x10;
-
-/// Most blocks of one READ or WRITE.
-const MAX_TRANSFER_BLOCKS: u32 = MAX_TRANSFER_BYTES / BLOCK_SIZE as u32;
 
 /// Standard INQUIRY data where there is no logical unit.
 pub(super) fn no_unit() -> Vec<u8> {
@@ -84,9 +77,12 @@ pub(super) fn inquiry(unit: &Unit, page: Option<u8>) -> Result<Vec<u8>, Sense> {
 }
 
 fn block_limits(unit: &Unit) -> BlockLimits {
+    // Guests are to align to physical blocks, and free whole ones.
+    let physical = 1 << unit.block_size.physical_exponent();
+    let most = MAX_TRANSFER_BYTES.checked_div(unit.block_size.bytes());
     let limits = BlockLimits {
-        optimal_granularity: (1 << PHYSICAL_EXPONENT).into(),
-        max_transfer: MAX_TRANSFER_BLOCKS.into(),
+        optimal_granularity: physical.into(),
+        max_transfer: most.unwrap_or(0).into(),
         ..BlockLimits::default()
     };
     if !unit.backend.can_unmap() {
@@ -95,7 +91,7 @@ fn block_limits(unit: &Unit) -> BlockLimits {
     BlockLimits {
         max_unmap_blocks: u32::MAX.into(),
         max_unmap_descriptors: (MAX_UNMAP_DESCRIPTORS as u32).into(),
-        optimal_unmap_granularity: (1 << PHYSICAL_EXPONENT).into(),
+        optimal_unmap_granularity: u32::from(physical).into(),
         ..limits
     }
 }
@@ -114,7 +110,7 @@ fn provisioning(unit: &Unit) -> LogicalBlockProvisioning {
 fn capacity(unit: &Unit) -> Capacity {
     Capacity {
         blocks: unit.blocks(),
-        block_length: BLOCK_SIZE as u32,
+        block_length: unit.block_size.bytes(),
     }
 }
 
@@ -131,7 +127,7 @@ pub(super) fn capacity_16(unit: &Unit) -> Vec<u8> {
         0
     };
     capacity(unit)
-        .to_16(PHYSICAL_EXPONENT, provisioning)
+        .to_16(unit.block_size.physical_exponent(), provisioning)
         .as_bytes()
         .to_vec()
 }
@@ -207,5 +203,7 @@ pub(super) fn mode_sense(unit: &Unit, cdb: Cdb) -> Result<Vec<u8>, Sense> {
 /// The short block descriptor (SBC-3 6.5.2.2): number of blocks, or all ones, and their length.
 fn block_descriptor(unit: &Unit) -> Vec<u8> {
     let blocks = u32::try_from(unit.blocks()).unwrap_or(u32::MAX);
-    [blocks.to_be_bytes(), (BLOCK_SIZE as u32).to_be_bytes()].concat()
+    [blocks, unit.block_size.bytes()]
+        .map(u32::to_be_bytes)
+        .concat()
 }

@@ -1,5 +1,6 @@
 //! The VSP against a guest played by hand.
 
+mod blocks;
 mod conversation;
 mod fdatasync;
 mod guest;

@@ -11,6 +11,7 @@ use vmbus_proto::storvsp::{DATA_IN, DATA_OUT, Srb, srb_status};
 use super::{INSTANCE, Image};
 use crate::memory::GuestMemory;
 use crate::storage::backend::Backend;
+use crate::storage::block::BlockSize;
 use crate::storage::buffer::GuestBuffer;
 use crate::storage::identity::Identity;
 use crate::storage::scsi::{Outcome, Step, Target, Unit};
@@ -21,7 +22,10 @@ fn target(backend: impl Backend + 'static) -> RefCell<Target> {
     let mut target = Target::default();
     for lun in [0, 5] {
         let identity = Identity::new(INSTANCE, lun);
-        assert!(target.insert(lun, Unit::new(Arc::clone(&backend), identity)));
+        assert!(target.insert(
+            lun,
+            Unit::new(Arc::clone(&backend), BlockSize::default(), identity)
+        ));
     }
     RefCell::new(target)
 }
