@@ -16,6 +16,8 @@ mod flush;
 mod guest;
 mod linux;
 mod linux_backup;
+mod linux_channels;
+mod linux_disks;
 mod linux_services;
 mod linux_smp;
 mod linux_versions;
@@ -52,6 +54,8 @@ const SOAK: &[Topic] = &[
     ("linux", linux::STORIES),
     ("control", control::STORIES),
     ("linux_backup", linux_backup::STORIES),
+    ("linux_disks", linux_disks::STORIES),
+    ("linux_channels", linux_channels::STORIES),
     ("linux_services", linux_services::STORIES),
     ("linux_smp", linux_smp::STORIES),
     ("linux_versions", linux_versions::STORIES),

@@ -232,6 +232,11 @@ impl Linux {
         Ok(())
     }
 
+    /// The process of `host-vsp`.
+    pub(crate) fn process(&self) -> &Process {
+        &self.process
+    }
+
     /// The host's counters.
     pub(crate) fn counters(&mut self) -> anyhow::Result<Value> {
         self.process.signal(Signal::USR1)?;

@@ -1,12 +1,13 @@
 //! What a shell cannot ask in a stock Linux guest: started there by a story.
 //!
 //! ```text
-//! l2-probe clock COUNT    read the monotonic clock COUNT times, as programs and drivers do
-//! l2-probe unix PATH      carry standard input to the socket, and what it answers back
+//! l2-probe clock COUNT           read the monotonic clock COUNT times, as programs and drivers do
+//! l2-probe unix PATH             carry standard input to the socket, and what it answers back
+//! l2-probe write-durably PATH    write one block, durable by itself
 //! l2-probe write DISK SEED BLOCKS FIRST COUNT
-//!                         write numbered blocks, each synced and then reported
+//!                                write numbered blocks, each synced and then reported
 //! l2-probe verify DISK SEED BLOCKS LAST
-//!                         find all up to LAST again
+//!                                find all up to LAST again
 //! ```
 
 use std::env;
@@ -30,13 +31,8 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["clock", count] => count.parse().map_or(ExitCode::from(2), clock),
-        ["unix", path] => match talk(path) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("{path}: {error}");
-                ExitCode::FAILURE
-            }
-        },
+        ["unix", path] => say(path, talk(path)),
+        ["write-durably", path] => say(path, write_durably(path)),
         ["write", disk, seed, blocks, first, count] => numbers([seed, blocks, first, count])
             .map_or(ExitCode::from(2), |it| {
                 let [seed, blocks, first, count] = it;
@@ -49,6 +45,17 @@ fn main() -> ExitCode {
             })
         }
         _ => ExitCode::from(2),
+    }
+}
+
+/// Ends well, or with the reason why `path` was of no use.
+fn say(path: &str, result: io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{path}: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -156,4 +163,13 @@ fn clock(count: u32) -> ExitCode {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+/// One write of one block, as a database makes it.
+fn write_durably(path: &str) -> io::Result<()> {
+    let file = open(path, DIRECT | DSYNC).map_err(io::Error::other)?;
+    let mut memory = Aligned::new();
+    let block = memory.block()?;
+    block.fill(0x5a);
+    file.write_all_at(block, 0)
 }
