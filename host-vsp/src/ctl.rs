@@ -4,12 +4,15 @@ mod freeze;
 mod kvp;
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use host_vsp::api::client::{CallError, call};
-use host_vsp::api::model::{Disk, DiskConfig, RemoveDevice, ResizeDisk, TypeText, VmInfo};
+use host_vsp::api::model::{
+    Disk, DiskConfig, DiskType, EjectMedium, InsertMedium, RemoveDevice, ResizeDisk, TypeText,
+    VmInfo,
+};
 use hyper::Method;
 use serde::Serialize;
 use serde_json::Value;
@@ -79,6 +82,24 @@ pub enum Action {
         /// Its name, as `info` tells it
         id: String,
     },
+    /// Put an image into a DVD drive, in place of what is there
+    InsertMedium {
+        /// The drive's name, as `info` tells it
+        id: String,
+        /// The image or block device
+        path: PathBuf,
+        /// Take out what is there although the guest has locked it in
+        #[arg(long)]
+        force: bool,
+    },
+    /// Take the medium out of a DVD drive
+    EjectMedium {
+        /// The drive's name, as `info` tells it
+        id: String,
+        /// Also where the guest has locked the medium in
+        #[arg(long)]
+        force: bool,
+    },
     /// Make a disk larger
     ResizeDisk {
         /// Its name, as `info` tells it
@@ -141,8 +162,7 @@ impl Ctl {
             Action::AddDisk {
                 disk: cli::Disk(disk),
             } => {
-                // The machine may be in another directory.
-                let path = std::path::absolute(&disk.path).unwrap_or_else(|_| disk.path.clone());
+                let path = disk.path.as_deref().map(absolute);
                 let config = DiskConfig {
                     path,
                     ..disk.clone()
@@ -151,6 +171,21 @@ impl Ctl {
             }
             Action::RemoveDevice { id } => {
                 self.put_body("vm.remove-device", &RemoveDevice { id: id.clone() })
+            }
+            Action::InsertMedium { id, path, force } => {
+                let insert = InsertMedium {
+                    id: id.clone(),
+                    path: absolute(path),
+                    force: *force,
+                };
+                self.put_body("vm.insert-medium", &insert)
+            }
+            Action::EjectMedium { id, force } => {
+                let eject = EjectMedium {
+                    id: id.clone(),
+                    force: *force,
+                };
+                self.put_body("vm.eject-medium", &eject)
             }
             Action::ResizeDisk { id, size } => {
                 let resize = ResizeDisk {
@@ -167,6 +202,11 @@ impl Ctl {
     }
 }
 
+/// A path that also means the same in the machine's directory.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// What a person wants to know of a machine.
 fn describe(info: &VmInfo) -> String {
     let config = &info.config;
@@ -178,15 +218,26 @@ fn describe(info: &VmInfo) -> String {
         config.payload.kernel.display(),
     );
     for disk in &config.disks {
+        let name = match disk.kind {
+            DiskType::Disk => "disk",
+            DiskType::Dvd => "dvd",
+        };
+        let Some(path) = &disk.path else {
+            text.push_str(&format!(
+                "{name:8} {} at {} LUN {}: empty\n",
+                disk.id, disk.controller, disk.lun
+            ));
+            continue;
+        };
         text.push_str(&format!(
-            "disk     {} at {} LUN {}: {} bytes{}, {} {}\n",
+            "{name:8} {} at {} LUN {}: {} bytes{}, {} {}\n",
             disk.id,
             disk.controller,
             disk.lun,
             disk.size,
             if disk.readonly { ", read-only" } else { "" },
             disk.format,
-            disk.path.display(),
+            path.display(),
         ));
     }
     text

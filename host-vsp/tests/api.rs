@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use host_vsp::api::client::{CallError, Hold, call};
 use host_vsp::api::model::{
-    Counters, CpusConfig, Crash, Disk, DiskConfig, Freeze, GuestInfo, Heartbeat, KvpPair, KvpPool,
-    MemoryConfig, PayloadConfig, Ping, RemoveDevice, ResizeDisk, State, VmConfig, VmInfo,
+    Counters, CpusConfig, Crash, Disk, DiskConfig, DiskType, Freeze, GuestInfo, Heartbeat, KvpPair,
+    KvpPool, MemoryConfig, PayloadConfig, Ping, RemoveDevice, ResizeDisk, State, VmConfig, VmInfo,
 };
 use host_vsp::api::{Error, Server, Vm};
 use host_vsp::freezer::Frozen;
@@ -43,9 +43,10 @@ impl Fake {
 fn a_disk() -> Disk {
     Disk {
         id: "disk1".into(),
+        kind: DiskType::Disk,
         controller: "scsi0".into(),
         lun: 1,
-        path: "/disk".into(),
+        path: Some("/disk".into()),
         format: Format::Vhdx,
         readonly: true,
         size: 1 << 40,
@@ -174,6 +175,14 @@ impl Vm for Fake {
         self.note(format!("type {text:?}"))
     }
 
+    fn insert_medium(&self, id: &str, path: &Path, force: bool) -> Result<(), Error> {
+        self.note(format!("insert {id} {} {force}", path.display()))
+    }
+
+    fn eject_medium(&self, id: &str, force: bool) -> Result<(), Error> {
+        self.note(format!("eject {id} {force}"))
+    }
+
     fn resize_disk(&self, id: &str, size: u64) -> Result<(), Error> {
         self.note(format!("resize {id} {size}"))
     }
@@ -269,7 +278,7 @@ fn every_call_reaches_the_machine() {
     }
     let put = |name, body: &Value| call(&api.path, Method::PUT, name, Some(body)).unwrap();
     let disk = DiskConfig {
-        path: "/disk".into(),
+        path: Some("/disk".into()),
         readonly: true,
         ..DiskConfig::default()
     };
@@ -298,6 +307,10 @@ fn every_call_reaches_the_machine() {
     assert_eq!(api.last(), "freeze 10");
     assert_eq!(api.put("vm.thaw").unwrap(), Value::Null);
     assert_eq!(api.last(), "thaw");
+    put("vm.insert-medium", &json!({"id": "dvd0", "path": "/iso"}));
+    assert_eq!(api.last(), "insert dvd0 /iso false");
+    put("vm.eject-medium", &json!({"id": "dvd0", "force": true}));
+    assert_eq!(api.last(), "eject dvd0 true");
     put("vm.type-text", &json!({"text": "a\nb"}));
     assert_eq!(api.last(), r#"type "a\nb""#);
     put(
@@ -384,9 +397,11 @@ fn the_description_has_every_call_and_only_those() {
         [
             "/api/v1/vm.add-disk",
             "/api/v1/vm.counters",
+            "/api/v1/vm.eject-medium",
             "/api/v1/vm.freeze",
             "/api/v1/vm.guest",
             "/api/v1/vm.info",
+            "/api/v1/vm.insert-medium",
             "/api/v1/vm.kvp-delete",
             "/api/v1/vm.kvp-get",
             "/api/v1/vm.kvp-list",
@@ -406,8 +421,8 @@ fn the_description_has_every_call_and_only_those() {
     );
     let schemas = &description["components"]["schemas"];
     let of_disk = &schemas["DiskConfig"];
-    assert_eq!(of_disk["required"], json!(["path"]));
-    assert_eq!(of_disk["properties"]["path"]["type"], "string");
+    assert!(of_disk["properties"]["path"].is_object(), "{of_disk}");
+    assert!(of_disk["properties"]["type"].is_object(), "{of_disk}");
     assert!(schemas["VmInfo"].is_object() && schemas["Problem"].is_object());
 }
 

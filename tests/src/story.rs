@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bed::l1::{L1, Process};
+use bed::provision::QemuTools;
 use bed::provision::kernel::{Kernel, Series};
 
 use crate::feature::Feature;
@@ -17,6 +18,9 @@ use crate::record::Proof;
 
 /// Where the programs under test are put in an L1, once.
 const PROGRAMS: &str = "/tmp/bin";
+
+/// Where QEMU's tools are put, with their libraries.
+const QEMU_TOOLS: &str = "/tmp/qemu-tools";
 
 /// For the harness's own small commands in L1.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
@@ -127,6 +131,41 @@ impl Story {
     pub fn l2_probe(&self) -> anyhow::Result<Vec<u8>> {
         let path = programs::l2_probe()?;
         std::fs::read(path).with_context(|| path.display().to_string())
+    }
+
+    /// Has `qemu-img` and `qemu-storage-daemon` in this L1, where all programs find them.
+    pub fn provide_qemu_tools(&self) -> anyhow::Result<()> {
+        let tools = QemuTools::get()?;
+        let line = format!("test -d {QEMU_TOOLS}");
+        if self.l1.shell(&line).run(HOUSEKEEPING)?.status.success() {
+            return Ok(());
+        }
+        let making = format!("{QEMU_TOOLS}.making");
+        self.l1
+            .shell(&format!("mkdir -p {making}"))
+            .run(HOUSEKEEPING)?;
+        for file in tools.files()? {
+            let name = file.file_name().context("a file without a name")?;
+            let name = name.to_string_lossy();
+            self.l1.put(&file, &format!("{making}/{name}"))?;
+        }
+        for program in tools.programs() {
+            let (script, path) = (tools.script(program, QEMU_TOOLS), format!("/bin/{program}"));
+            self.l1.put_bytes(script.as_bytes(), &path)?;
+            let made = self
+                .l1
+                .command("chmod")
+                .args(["755", &path])
+                .run(HOUSEKEEPING)?;
+            ensure!(made.status.success(), "chmod: {made}");
+        }
+        let moved = self
+            .l1
+            .command("mv")
+            .args([&making, QEMU_TOOLS])
+            .run(HOUSEKEEPING)?;
+        ensure!(moved.status.success(), "mv: {moved}");
+        Ok(())
     }
 
     /// Puts a local program into this L1 unless it is there, and returns its path.

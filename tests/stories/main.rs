@@ -11,9 +11,12 @@ mod ctl;
 mod disk;
 mod disk_refusals;
 mod durability;
+mod dvd;
 mod endings;
 mod flush;
+mod formats;
 mod guest;
+mod iso;
 mod linux;
 mod linux_backup;
 mod linux_channels;
@@ -59,6 +62,8 @@ const SOAK: &[Topic] = &[
     ("linux_services", linux_services::STORIES),
     ("linux_smp", linux_smp::STORIES),
     ("linux_versions", linux_versions::STORIES),
+    ("formats", formats::STORIES),
+    ("dvd", dvd::STORIES),
 ];
 
 fn main() -> ExitCode {

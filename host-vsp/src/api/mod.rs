@@ -95,6 +95,10 @@ pub trait Vm: Send + Sync {
     fn add_disk(&self, disk: &DiskConfig) -> Result<Disk, Error>;
     /// Removes a disk, or a controller with its disks.
     fn remove_device(&self, id: &str) -> Result<(), Error>;
+    /// Puts the image at `path` into a DVD drive.
+    fn insert_medium(&self, id: &str, path: &Path, force: bool) -> Result<(), Error>;
+    /// Takes the medium out of a DVD drive.
+    fn eject_medium(&self, id: &str, force: bool) -> Result<(), Error>;
     /// Makes a disk larger, to `size` bytes.
     fn resize_disk(&self, id: &str, size: u64) -> Result<(), Error>;
 }

@@ -263,20 +263,23 @@ pub struct PayloadConfig {
 /// A disk that is there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Disk {
-    /// Its name, for `vm.remove-device` and `vm.resize-disk`.
+    /// Its name, for `vm.remove-device` and the other calls.
     pub id: String,
+    /// What it is.
+    #[serde(rename = "type")]
+    pub kind: DiskType,
     /// The name of its controller.
     pub controller: String,
     /// Its LUN there.
     pub lun: u8,
-    /// Image or block device.
-    #[schema(value_type = String)]
-    pub path: PathBuf,
+    /// Image or block device; none in an empty DVD drive.
+    #[schema(value_type = Option<String>)]
+    pub path: Option<PathBuf>,
     /// How the image keeps it.
     pub format: Format,
     /// Whether the guest must not write to it.
     pub readonly: bool,
-    /// In bytes.
+    /// In bytes; 0 in an empty DVD drive.
     pub size: u64,
     /// Bytes of a logical block.
     pub block_size: u32,
@@ -284,24 +287,39 @@ pub struct Disk {
     pub serial: String,
 }
 
+/// What a disk is to the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskType {
+    /// A disk.
+    #[default]
+    Disk,
+    /// A DVD drive, whose image is the medium: only read, and to be changed.
+    Dvd,
+}
+
 /// Body of `vm.add-disk`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
-    /// Image or block device.
-    #[schema(value_type = String)]
-    pub path: PathBuf,
+    /// What it is to the guest.
+    #[serde(default, rename = "type")]
+    pub kind: DiskType,
+    /// Image or block device; a DVD drive may be empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub path: Option<PathBuf>,
     /// How the image keeps the disk. By default its name says it (`.qcow2`, `.vhd`, `.vhdx`), and
     /// all others are raw; its content is never looked at to find out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
-    /// The guest must not write to it.
+    /// The guest must not write to it; it never can to a DVD.
     #[serde(default)]
     pub readonly: bool,
     /// A qcow2 image may stand on others, which it names itself; they are only read.
     #[serde(default)]
     pub backing_files: bool,
-    /// Its name; by default `disk` and a number.
+    /// Its name; by default `disk` or `dvd` and a number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// The controller it is put on, `scsi` and a number; made where it is not there yet. By
@@ -326,6 +344,31 @@ pub struct DiskConfig {
 pub struct RemoveDevice {
     /// A disk, or a controller with all its disks.
     pub id: String,
+}
+
+/// Body of `vm.insert-medium`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InsertMedium {
+    /// The DVD drive.
+    pub id: String,
+    /// Image or block device.
+    #[schema(value_type = String)]
+    pub path: PathBuf,
+    /// Take out what is there although the guest has locked it in.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Body of `vm.eject-medium`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EjectMedium {
+    /// The DVD drive.
+    pub id: String,
+    /// Also where the guest has locked the medium in.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Body of `vm.resize-disk`.

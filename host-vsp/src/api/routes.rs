@@ -15,8 +15,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::model::{
-    Counters, Disk, DiskConfig, Freeze, GuestInfo, KvpDelete, KvpGet, KvpList, KvpPair, KvpSet,
-    Ping, Problem, RemoveDevice, ResizeDisk, TypeText, VmInfo,
+    Counters, Disk, DiskConfig, EjectMedium, Freeze, GuestInfo, InsertMedium, KvpDelete, KvpGet,
+    KvpList, KvpPair, KvpSet, Ping, Problem, RemoveDevice, ResizeDisk, TypeText, VmInfo,
 };
 use super::{Error, Vm, held};
 
@@ -59,6 +59,8 @@ pub fn router(vm: Arc<dyn Vm>) -> Router {
         .routes(routes!(reset))
         .routes(routes!(add_disk))
         .routes(routes!(remove_device))
+        .routes(routes!(insert_medium))
+        .routes(routes!(eject_medium))
         .routes(routes!(resize_disk));
     let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
         .nest(PREFIX, calls)
@@ -356,6 +358,40 @@ async fn add_disk(vm: Machine, body: Body) -> Response {
 async fn remove_device(vm: Machine, body: Body) -> Response {
     match parse::<RemoveDevice>(body) {
         Ok(device) => done(vm, move |vm| vm.remove_device(&device.id)).await,
+        Err((status, error)) => problem(status, error),
+    }
+}
+
+/// Puts an image into a DVD drive, in place of what is there, and tells the guest.
+#[utoipa::path(put, path = "/vm.insert-medium", request_body = InsertMedium, responses(
+    (status = 204, description = "It is in."),
+    (status = 400, body = Problem, description = "The image cannot be used, or it is no drive."),
+    (status = 404, body = Problem, description = "There is no such drive."),
+    (status = 409, body = Problem, description = "The guest has locked the old one in."),
+))]
+async fn insert_medium(vm: Machine, body: Body) -> Response {
+    match parse::<InsertMedium>(body) {
+        Ok(medium) => {
+            done(vm, move |vm| {
+                vm.insert_medium(&medium.id, &medium.path, medium.force)
+            })
+            .await
+        }
+        Err((status, error)) => problem(status, error),
+    }
+}
+
+/// Takes the medium out of a DVD drive, and tells the guest. When this is answered, the image is
+/// free.
+#[utoipa::path(put, path = "/vm.eject-medium", request_body = EjectMedium, responses(
+    (status = 204, description = "It is out."),
+    (status = 400, body = Problem, description = "It is no drive."),
+    (status = 404, body = Problem, description = "There is no such drive."),
+    (status = 409, body = Problem, description = "The guest has locked it in, and is asked to let go."),
+))]
+async fn eject_medium(vm: Machine, body: Body) -> Response {
+    match parse::<EjectMedium>(body) {
+        Ok(medium) => done(vm, move |vm| vm.eject_medium(&medium.id, medium.force)).await,
         Err((status, error)) => problem(status, error),
     }
 }

@@ -2,11 +2,11 @@
 
 use std::str::FromStr;
 
-use host_vsp::api::model::DiskConfig;
+use host_vsp::api::model::{DiskConfig, DiskType};
 use host_vsp::storage::Format;
 
 /// What a disk is described by, for usage lines and messages.
-pub const FIELDS: &str = "path=FILE[,format=raw|qcow2|vhd|vhdx][,readonly=on][,backing_files=on][,id=NAME][,controller=scsiN][,lun=N][,block-size=4096][,serial=TEXT]";
+pub const FIELDS: &str = "path=FILE[,type=disk|dvd][,format=raw|qcow2|vhd|vhdx][,readonly=on][,backing_files=on][,id=NAME][,controller=scsiN][,lun=N][,block-size=4096][,serial=TEXT]";
 
 /// A disk as it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,11 +17,14 @@ impl FromStr for Disk {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut config = DiskConfig::default();
+        let mut readonly = None;
         for field in fields(text) {
             match field.split_once('=') {
-                Some(("path", value)) if !value.is_empty() => config.path = value.into(),
+                Some(("path", value)) if !value.is_empty() => config.path = Some(value.into()),
+                Some(("type", "disk")) => config.kind = DiskType::Disk,
+                Some(("type", "dvd")) => config.kind = DiskType::Dvd,
                 Some(("format", value)) => config.format = Some(format(value)?),
-                Some(("readonly", value)) => config.readonly = switch("readonly", value)?,
+                Some(("readonly", value)) => readonly = Some(switch("readonly", value)?),
                 Some(("backing_files", value)) => {
                     config.backing_files = switch("backing_files", value)?;
                 }
@@ -35,7 +38,12 @@ impl FromStr for Disk {
                 _ => return Err(format!("{field:?} is not one of {FIELDS}")),
             }
         }
-        if config.path.as_os_str().is_empty() {
+        let is_dvd = config.kind == DiskType::Dvd;
+        if is_dvd && readonly == Some(false) {
+            return Err("a DVD is only read: leave readonly=off away".into());
+        }
+        config.readonly = readonly.unwrap_or(is_dvd);
+        if config.path.is_none() && !is_dvd {
             return Err("the path is missing: path=FILE".into());
         }
         Ok(Self(config))
@@ -84,7 +92,7 @@ mod tests {
     fn disks_have_a_path() {
         let disk = |text: &str| text.parse::<Disk>();
         let plain = DiskConfig {
-            path: "a".into(),
+            path: Some("a".into()),
             ..DiskConfig::default()
         };
         assert_eq!(disk("path=a"), Ok(Disk(plain)));
@@ -94,7 +102,8 @@ mod tests {
                  block-size=4096,serial=WD 4"
             ),
             Ok(Disk(DiskConfig {
-                path: "a,b".into(),
+                kind: DiskType::Disk,
+                path: Some("a,b".into()),
                 format: Some(Format::Vhd),
                 readonly: true,
                 backing_files: true,
@@ -105,7 +114,20 @@ mod tests {
                 serial: Some("WD 4".into()),
             }))
         );
+        let dvd = DiskConfig {
+            kind: DiskType::Dvd,
+            readonly: true,
+            ..DiskConfig::default()
+        };
+        assert_eq!(disk("type=dvd"), Ok(Disk(dvd.clone())));
+        let path = Some("a".into());
+        assert_eq!(
+            disk("path=a,type=dvd"),
+            Ok(Disk(DiskConfig { path, ..dvd }))
+        );
         for wrong in [
+            "type=dvd,path=a,readonly=off",
+            "type=tape,path=a",
             "",
             "a",
             "path=",

@@ -106,7 +106,7 @@ pub struct Run {
 
     /// A disk: an image or a block device; may be given several times (a comma in a value is
     /// written twice). Without a format the name of the image says it, and all but .qcow2, .vhd and
-    /// .vhdx is raw
+    /// .vhdx is raw. With type=dvd it is a DVD drive, and the image its medium
     #[arg(long = "disk", value_name = disk::FIELDS)]
     pub disks: Vec<Disk>,
 
@@ -211,7 +211,8 @@ impl Run {
         files.extend(
             self.disks
                 .iter()
-                .map(|Disk(disk)| file("--disk", &*disk.path, !disk.readonly)),
+                .filter_map(|Disk(disk)| Some((disk.path.as_deref()?, !disk.readonly)))
+                .map(|(path, writes)| file("--disk", path, writes)),
         );
         if let Some(Serial::File(path)) = &self.serial {
             files.push(file(SERIAL, path, true));

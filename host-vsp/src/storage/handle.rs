@@ -67,6 +67,15 @@ pub enum ChangeError {
     /// What was written may not all be there.
     #[error("the disk is removed, but could not be flushed: {0}")]
     Flush(io::Error),
+    /// There is no DVD drive at this LUN.
+    #[error("LUN {0} is no DVD drive")]
+    NoDrive(u8),
+    /// The guest does not let go of the medium.
+    #[error(
+        "the guest has locked the medium in and was asked to let go of it: unmount it in the \
+         guest and try again, or use force"
+    )]
+    Locked,
     /// It is still at work.
     #[error(
         "the disk is removed, but what the guest asked before is still not done: its image \
@@ -171,14 +180,7 @@ impl ControllerHandle {
         let unit = self.0.target().remove(lun);
         let backend = unit.ok_or(ChangeError::NoDisk(lun))?.backend;
         self.0.set_changed();
-        // Requests on their way hold it too, and there will be no new ones.
-        let end = Instant::now().checked_add(PATIENCE);
-        while Arc::strong_count(&backend) > 1 {
-            if end.is_none_or(|end| Instant::now() > end) {
-                return Err(ChangeError::Busy);
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait_unused(&backend)?;
         if backend.read_only() {
             return Ok(());
         }
@@ -227,4 +229,20 @@ impl ControllerHandle {
         let backend = self.0.target().backend(lun);
         backend.ok_or(ChangeError::NoDisk(lun))
     }
+}
+
+/// Waits until nobody else has a backend that was taken away.
+///
+/// # Errors
+/// It takes too long.
+pub(super) fn wait_unused(backend: &Arc<dyn Backend>) -> Result<(), ChangeError> {
+    // Requests on their way hold it too, and there will be no new ones.
+    let end = Instant::now().checked_add(PATIENCE);
+    while Arc::strong_count(backend) > 1 {
+        if end.is_none_or(|end| Instant::now() > end) {
+            return Err(ChangeError::Busy);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! The storage VSP: SCSI disks on a storvsp controller.
+//! The storage VSP: SCSI disks and DVD drives on a storvsp controller.
 //!
 //! One block read, in the words of ARCHITECTURE: the channel's worker calls the [`Controller`],
 //! which takes the packet from the [`Channel`](crate::vmbus::channel::Channel), checks the SRB and
@@ -19,6 +19,7 @@ mod handle;
 mod identity;
 mod incoming;
 mod io;
+mod medium;
 mod port;
 mod scsi;
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub use backend::{Backend, Format, OpenError, Qcow2File, RawFile, ServedFile};
 pub use block::BlockSize;
 pub use buffer::{BufferError, GuestBuffer};
 pub use handle::{AttachError, ChangeError, ControllerHandle};
+pub use medium::Medium;
 pub use port::MAX_IN_FLIGHT;
 pub use vsp::{Controller, Disk, MAX_LUNS, MAX_SUB_CHANNELS};
 

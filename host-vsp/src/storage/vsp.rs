@@ -23,7 +23,7 @@ use super::conversation::{Conversation, Request};
 use super::engine::Engine;
 use super::handle::{AttachError, ControllerHandle, Shared};
 use super::port::Port;
-use super::scsi::Transfer;
+use super::scsi::{DriveState, Transfer};
 use crate::vmbus::channel::{Channel, ChannelError};
 use crate::vsp::{StateError, Vsp, plain_offer};
 
@@ -106,6 +106,8 @@ struct Saved {
     conversation: Vec<u8>,
     /// What the guest has not been told of its disks.
     news: (Vec<u8>, Vec<u8>),
+    /// What its drives remember, by LUN.
+    drives: Vec<(u8, DriveState)>,
 }
 
 impl Controller {
@@ -211,9 +213,11 @@ impl Vsp for Controller {
     }
 
     fn save(&self) -> Vec<u8> {
+        let target = self.port.shared.target();
         let saved = Saved {
             conversation: self.port.conversation.save(),
-            news: self.port.shared.target().news(),
+            news: target.news(),
+            drives: target.drive_states(),
         };
         // Numbers and bytes cannot fail to serialize into memory.
         postcard::to_stdvec(&saved).unwrap_or_default()
@@ -225,7 +229,9 @@ impl Vsp for Controller {
         let conversation = fresh.load(&saved.conversation).map_err(bad)?;
         self.port.begin(conversation);
         self.port.shared.forget();
-        self.port.shared.target().restore_news(saved.news);
+        let mut target = self.port.shared.target();
+        target.restore_news(saved.news);
+        target.restore_drives(saved.drives);
         Ok(())
     }
 }

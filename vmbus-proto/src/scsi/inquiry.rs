@@ -54,6 +54,10 @@ const _: () = assert!(size_of::<StandardInquiry>() == 36);
 impl StandardInquiry {
     /// [`peripheral`](Self::peripheral) of a connected disk.
     pub const DISK: u8 = 0x00;
+    /// [`peripheral`](Self::peripheral) of a connected drive of CDs and DVDs.
+    pub const OPTICAL: u8 = 0x05;
+    /// Bit of [`removable`](Self::removable): it is.
+    pub const REMOVABLE: u8 = 0x80;
     /// [`peripheral`](Self::peripheral) where there is no logical unit.
     pub const NO_UNIT: u8 = 0x7f;
 

@@ -1,12 +1,14 @@
-//! The SCSI subset that disks on [`storvsp`](crate::storvsp) speak.
+//! The SCSI subset that disks and DVD drives on [`storvsp`](crate::storvsp) speak.
 //!
 //! [`Cdb`] is a command, parsed or built; [`Sense`] why one failed; the other types are what
 //! commands return in their data. All multi-byte fields of SCSI are big-endian. Sources: SPC-4
-//! (commands and data common to all devices) and SBC-3 (disks), by section at each item.
+//! (commands and data common to all devices), SBC-3 (disks) and MMC-6 (optical drives, in
+//! [`MmcCommand`]), by section at each item.
 
 mod cdb;
 mod data;
 mod inquiry;
+mod mmc;
 mod sense;
 
 pub use cdb::{Cdb, CdbBytes, CdbError, opcode};
@@ -17,6 +19,10 @@ pub use data::{
 };
 pub use inquiry::{
     BlockLimits, LogicalBlockProvisioning, NaaDesignation, StandardInquiry, VpdHeader, vpd,
+};
+pub use mmc::{
+    CLASS_MEDIA, ConfigurationHeader, EventHeader, MediaEvent, MmcCommand, PAGE_CAPABILITIES,
+    PROFILE_DVD_ROM, SECTOR, capabilities_page, mmc_opcode,
 };
 pub use sense::{Sense, SenseKey};
 

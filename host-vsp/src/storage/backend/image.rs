@@ -104,6 +104,14 @@ pub enum OpenError {
         /// Its bytes.
         size: u64,
     },
+    /// Less than a block of a DVD.
+    #[error("the image {path} has {size} bytes, less than one 2048-byte sector of a DVD")]
+    NoSector {
+        /// The image.
+        path: PathBuf,
+        /// Its bytes.
+        size: u64,
+    },
     /// Someone else has it.
     #[error(
         "the disk image {0} is in use by another process: stop that one first, or open the image \

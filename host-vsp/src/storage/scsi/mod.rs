@@ -10,14 +10,18 @@
     clippy::arithmetic_side_effects
 )]
 
+mod disc;
+mod dvd;
 mod responses;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
-use vmbus_proto::scsi::{Cdb, Sense, status, unmap_descriptors};
+use vmbus_proto::scsi::{Cdb, Sense, opcode, status, unmap_descriptors};
 use vmbus_proto::storvsp::{DATA_IN, DATA_OUT, Srb, srb_status};
+
+pub(super) use dvd::{Drive, DriveState};
 
 use super::backend::Backend;
 use super::block::BlockSize;
@@ -31,10 +35,11 @@ const MAX_VERIFY_BLOCKS: u32 = 0xffff;
 /// Most descriptors of one UNMAP.
 pub(super) const MAX_UNMAP_DESCRIPTORS: usize = 256;
 
-/// Disks by LUN, all on path 0, target 0.
+/// Disks and drives by LUN, all on path 0, target 0.
 #[derive(Default)]
 pub(super) struct Target {
     units: BTreeMap<u8, Unit>,
+    drives: BTreeMap<u8, Drive>,
     /// LUNs that had a disk, which the guest may not have missed yet.
     gaps: BTreeSet<u8>,
 }
@@ -167,7 +172,48 @@ impl Target {
 
     /// Whether a LUN has no disk, and a guest knows.
     pub(super) fn is_free(&self, lun: u8) -> bool {
-        !self.units.contains_key(&lun) && !self.gaps.contains(&lun)
+        !self.luns().any(|used| used == lun) && !self.gaps.contains(&lun)
+    }
+
+    /// LUNs with a disk or drive.
+    fn luns(&self) -> impl Iterator<Item = u8> {
+        self.units.keys().chain(self.drives.keys()).copied()
+    }
+
+    /// Adds a drive; says whether the LUN was free.
+    pub(super) fn insert_drive(&mut self, lun: u8, drive: Drive) -> bool {
+        let is_free = self.is_free(lun);
+        if is_free {
+            self.drives.insert(lun, drive);
+        }
+        is_free
+    }
+
+    /// The drive at a LUN.
+    pub(super) fn drive(&mut self, lun: u8) -> Option<&mut Drive> {
+        self.drives.get_mut(&lun)
+    }
+
+    /// Removes a drive.
+    pub(super) fn remove_drive(&mut self, lun: u8) -> Option<Drive> {
+        let drive = self.drives.remove(&lun)?;
+        self.gaps.insert(lun);
+        Some(drive)
+    }
+
+    /// What each drive remembers, by LUN.
+    pub(super) fn drive_states(&self) -> Vec<(u8, DriveState)> {
+        let drives = self.drives.iter();
+        drives.map(|(&lun, drive)| (lun, drive.state())).collect()
+    }
+
+    /// Takes up what [`drive_states`](Self::drive_states) gave.
+    pub(super) fn restore_drives(&mut self, states: Vec<(u8, DriveState)>) {
+        for (lun, state) in states {
+            if let Some(drive) = self.drive(lun) {
+                drive.restore(state);
+            }
+        }
     }
 
     /// Removes a disk.
@@ -183,11 +229,11 @@ impl Target {
         Some((Arc::clone(&unit.backend), unit.block_size))
     }
 
-    /// Serial number of a disk.
+    /// Serial number of a disk or drive.
     pub(super) fn serial(&self, lun: u8) -> Option<String> {
-        self.units
-            .get(&lun)
-            .map(|unit| unit.identity.serial.clone())
+        let of_unit = self.units.get(&lun).map(|unit| &unit.identity);
+        let of_drive = self.drives.get(&lun).map(|drive| &drive.identity);
+        Some(of_unit.or(of_drive)?.serial.clone())
     }
 
     /// The disk has another size; says whether it is still there.
@@ -207,6 +253,7 @@ impl Target {
         for unit in self.units.values_mut() {
             unit.attention = None;
         }
+        self.drives.values_mut().for_each(Drive::forget);
     }
 
     /// What the guest has not been told yet: LUNs of disks whose size has changed, and gaps.
@@ -244,6 +291,13 @@ impl Target {
             return Step::Done(Outcome::invalid());
         };
         let here = srb.path_id == 0 && srb.target_id == 0;
+        let is_report_luns = cdb.first() == Some(&opcode::REPORT_LUNS);
+        if here
+            && !is_report_luns
+            && let Some(drive) = self.drives.get_mut(&srb.lun)
+        {
+            return drive.start(cdb, Request { srb, buffer });
+        }
         let mut unit = if here {
             self.units.get_mut(&srb.lun)
         } else {
@@ -276,11 +330,12 @@ impl Target {
                 },
                 _,
             ) => {
-                let luns: Vec<u8> = if here {
-                    self.units.keys().copied().collect()
+                let mut luns: Vec<u8> = if here {
+                    self.luns().collect()
                 } else {
                     Vec::new()
                 };
+                luns.sort_unstable();
                 request.data_in(responses::report_luns(select, &luns), allocation_length)
             }
             (_, Some(unit)) => unit.start(cdb, request),

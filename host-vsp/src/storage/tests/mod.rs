@@ -2,6 +2,7 @@
 
 mod blocks;
 mod conversation;
+mod dvd;
 mod fdatasync;
 mod guest;
 mod hotplug;

@@ -11,11 +11,13 @@ pub mod kernel;
 pub mod kernel_rustc;
 mod l1_kernel;
 mod qemu;
+mod qemu_tools;
 pub mod rust_src;
 
 pub use hyperv_daemons::hyperv_daemons;
 pub use l1_kernel::busybox;
 pub use qemu::Qemu;
+pub use qemu_tools::QemuTools;
 
 use crate::error::Result;
 use kernel::{Kernel, Series};
@@ -23,6 +25,7 @@ use kernel::{Kernel, Series};
 /// Fetches everything the bed needs, so that nothing later has to wait for the network.
 pub fn everything() -> Result<()> {
     Qemu::get()?;
+    QemuTools::get()?;
     for series in Series::ALL {
         Kernel::get(series)?;
     }

@@ -67,10 +67,10 @@ impl Qemu {
     }
 }
 
-fn loader(bundle: &Path) -> PathBuf {
+pub(super) fn loader(bundle: &Path) -> PathBuf {
     libraries(bundle).join("ld-linux-x86-64.so.2")
 }
 
-fn libraries(bundle: &Path) -> PathBuf {
+pub(super) fn libraries(bundle: &Path) -> PathBuf {
     bundle.join("usr/lib/x86_64-linux-gnu")
 }

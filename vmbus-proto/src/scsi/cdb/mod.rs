@@ -163,6 +163,11 @@ pub struct CdbBytes {
 }
 
 impl CdbBytes {
+    /// The first `length` of `bytes`.
+    pub(super) fn new(bytes: [u8; 16], length: u8) -> Self {
+        Self { bytes, length }
+    }
+
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
         self.bytes

@@ -3,17 +3,20 @@
 //! Disks have names (`disk0`) and places: a controller (`scsi0`) and a LUN there. A controller is
 //! offered to the guest when it gets its first disk and stays until it is removed by name.
 
+mod unit;
+
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vmbus_proto::guid::Guid;
+use vmbus_proto::scsi::SECTOR;
 
 use crate::api::model::{
-    Counters, CpusConfig, Disk, DiskConfig, GuestInfo, Heartbeat, KvpPair, KvpPool, MemoryConfig,
-    PayloadConfig, State, VmConfig, VmInfo,
+    Counters, CpusConfig, Disk, DiskConfig, DiskType, GuestInfo, Heartbeat, KvpPair, KvpPool,
+    MemoryConfig, PayloadConfig, State, VmConfig, VmInfo,
 };
 use crate::api::{Error, Vm};
 use crate::freezer::Frozen;
@@ -21,10 +24,10 @@ use crate::guest::Guest;
 use crate::ic::{Life, Services, ShutdownKind};
 use crate::keyboard::Keyboard;
 use crate::machine::{Machine, RunState};
-use crate::storage::{
-    self, AttachError, BlockSize, ChangeError, Controller, ControllerHandle, Format,
-};
+use crate::storage::{AttachError, ChangeError, Controller, ControllerHandle, Format, Medium};
 use crate::vmbus::DeviceId;
+pub use unit::OpenDisk;
+use unit::{OpenUnit, What};
 
 /// Controllers of a machine: `scsi0` to `scsi7`.
 const MAX_CONTROLLERS: u16 = 8;
@@ -34,47 +37,6 @@ const FIRST_CONTROLLER: &str = "scsi0";
 
 /// How long a guest may take to say that it will shut down.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
-
-/// A disk that is open and not yet attached.
-pub struct OpenDisk {
-    config: DiskConfig,
-    format: Format,
-    disk: storage::Disk,
-    block_size: BlockSize,
-}
-
-impl OpenDisk {
-    /// Opens the image.
-    ///
-    /// # Errors
-    /// Why not.
-    pub fn open(config: DiskConfig) -> Result<Self, Error> {
-        let block_size = match config.block_size {
-            None => BlockSize::default(),
-            Some(bytes) => BlockSize::from_bytes(bytes).ok_or_else(|| {
-                Error::BadRequest(format!(
-                    "blocks of {bytes} bytes cannot be had: use 512 or 4096"
-                ))
-            })?,
-        };
-        let format = config
-            .format
-            .unwrap_or_else(|| Format::of_name(&config.path));
-        let disk = storage::Disk::open(&config.path, format, config.readonly, config.backing_files)
-            .map_err(|error| Error::BadRequest(error.to_string()))?
-            .with_block_size(block_size);
-        let disk = match &config.serial {
-            Some(serial) => disk.with_serial(serial),
-            None => disk,
-        };
-        Ok(Self {
-            config,
-            format,
-            disk,
-            block_size,
-        })
-    }
-}
 
 /// A machine and its disks by name.
 pub struct Manager {
@@ -102,10 +64,7 @@ struct Place {
 struct Attached {
     controller: u16,
     lun: u8,
-    path: PathBuf,
-    format: Format,
-    readonly: bool,
-    block_size: BlockSize,
+    what: What,
 }
 
 fn controller_name(number: u16) -> String {
@@ -151,14 +110,9 @@ impl Manager {
     /// # Errors
     /// Its name or the controller's cannot be, or there is no room.
     pub fn attach(&self, disk: OpenDisk) -> Result<Disk, Error> {
-        let OpenDisk {
-            config,
-            format,
-            disk,
-            block_size,
-        } = disk;
+        let OpenDisk { config, unit } = disk;
         let mut devices = self.devices();
-        let id = devices.name(config.id)?;
+        let id = devices.name(config.id, config.kind)?;
         let controller = config.controller.as_deref().unwrap_or(FIRST_CONTROLLER);
         let number = controller_number(controller).ok_or_else(|| {
             let last = controller_name(MAX_CONTROLLERS - 1);
@@ -174,7 +128,7 @@ impl Manager {
                  both for one"
             )));
         }
-        let lun =
+        let (lun, what) =
             match devices.controllers.get(&number) {
                 Some(place) => {
                     let lun = config.lun.or_else(|| place.handle.free_lun()).ok_or_else(|| {
@@ -183,23 +137,20 @@ impl Manager {
                          disk on another controller"
                     ))
                 })?;
-                    place.handle.attach(lun, disk)?;
-                    lun
+                    let what = unit.attach(&place.handle, lun)?;
+                    (lun, what)
                 }
                 None => {
                     let lun = config.lun.unwrap_or(0);
-                    let place = self.offer(number, lun, disk)?;
+                    let (place, what) = self.offer(number, lun, unit)?;
                     devices.controllers.insert(number, place);
-                    lun
+                    (lun, what)
                 }
             };
         let attached = Attached {
             controller: number,
             lun,
-            path: config.path,
-            format,
-            readonly: config.readonly,
-            block_size,
+            what,
         };
         let disk = devices.describe(&id, &attached)?;
         devices.disks.insert(id, attached);
@@ -207,19 +158,20 @@ impl Manager {
     }
 
     /// A new controller with its first disk.
-    fn offer(&self, number: u16, lun: u8, disk: storage::Disk) -> Result<Place, Error> {
+    fn offer(&self, number: u16, lun: u8, unit: OpenUnit) -> Result<(Place, What), Error> {
         let failed = |error: &dyn std::fmt::Display| {
             Error::Failed(format!("there can be no storage controller: {error}"))
         };
         let controller = Controller::new(instance(number)).map_err(|error| failed(&error))?;
-        let mut controller = controller.with_channels_for(self.machine.config().cpus);
-        controller.attach(lun, disk)?;
+        let controller = controller.with_channels_for(self.machine.config().cpus);
         let handle = controller.disks();
+        let what = unit.attach(&handle, lun)?;
         let device = self.machine.bus().offer(Box::new(controller));
-        Ok(Place {
+        let place = Place {
             device: device.map_err(|error| failed(&error))?,
             handle,
-        })
+        };
+        Ok((place, what))
     }
 
     /// Takes a controller from the guest, and all its disks.
@@ -281,9 +233,13 @@ impl Manager {
 
 impl Devices {
     /// The name of a new disk.
-    fn name(&self, wish: Option<String>) -> Result<String, Error> {
+    fn name(&self, wish: Option<String>, kind: DiskType) -> Result<String, Error> {
         let Some(id) = wish else {
-            let mut names = (0_u64..).map(|number| format!("disk{number}"));
+            let kind = match kind {
+                DiskType::Disk => "disk",
+                DiskType::Dvd => "dvd",
+            };
+            let mut names = (0_u64..).map(|number| format!("{kind}{number}"));
             let free = names.find(|name| !self.disks.contains_key(name));
             return free.ok_or_else(|| Error::Conflict("there are too many disks".into()));
         };
@@ -309,6 +265,17 @@ impl Devices {
         })
     }
 
+    /// The controller and LUN of a DVD drive.
+    fn drive(&self, id: &str) -> Result<(ControllerHandle, u8), Error> {
+        let disk = self.disk(id)?;
+        match disk.what {
+            What::Dvd => Ok((self.handle(disk)?.clone(), disk.lun)),
+            What::Disk { .. } => Err(Error::BadRequest(format!(
+                "{id} is a disk, not a DVD drive"
+            ))),
+        }
+    }
+
     fn handle(&self, disk: &Attached) -> Result<&ControllerHandle, Error> {
         let place = self.controllers.get(&disk.controller);
         place.map(|place| &place.handle).ok_or_else(|| {
@@ -330,18 +297,37 @@ impl Devices {
 
     fn describe(&self, id: &str, disk: &Attached) -> Result<Disk, Error> {
         let handle = self.handle(disk)?;
-        let (size, _) = handle.disk(disk.lun)?;
-        Ok(Disk {
+        let mut told = Disk {
             id: id.into(),
+            kind: DiskType::Dvd,
             controller: controller_name(disk.controller),
             lun: disk.lun,
-            path: disk.path.clone(),
-            format: disk.format,
-            readonly: disk.readonly,
-            size,
-            block_size: disk.block_size.bytes(),
+            path: None,
+            format: Format::Raw,
+            readonly: true,
+            size: 0,
+            block_size: SECTOR,
             serial: handle.serial(disk.lun)?,
-        })
+        };
+        match &disk.what {
+            What::Disk {
+                path,
+                format,
+                readonly,
+                block_size,
+            } => {
+                (told.size, _) = handle.disk(disk.lun)?;
+                (told.kind, told.path) = (DiskType::Disk, Some(path.clone()));
+                (told.format, told.readonly) = (*format, *readonly);
+                told.block_size = block_size.bytes();
+            }
+            What::Dvd => {
+                if let Some((path, size)) = handle.medium(disk.lun)? {
+                    (told.path, told.size) = (Some(path), size);
+                }
+            }
+        }
+        Ok(told)
     }
 }
 
@@ -362,7 +348,8 @@ impl From<ChangeError> for Error {
         let sentence = error.to_string();
         match error {
             ChangeError::NoDisk(_) => Self::NotFound(sentence),
-            ChangeError::Size(_) => Self::BadRequest(sentence),
+            ChangeError::Size(_) | ChangeError::NoDrive(_) => Self::BadRequest(sentence),
+            ChangeError::Locked => Self::Conflict(sentence),
             ChangeError::Flush(_) | ChangeError::Busy => Self::Failed(sentence),
         }
     }
@@ -531,17 +518,39 @@ impl Vm for Manager {
         }
         let disk = devices.disk(id)?;
         let (handle, lun) = (devices.handle(disk)?.clone(), disk.lun);
+        let is_dvd = matches!(disk.what, What::Dvd);
         // Whatever becomes of it, it is no disk of the machine any more. It may take its time, in
         // which others may ask how the machine is.
         devices.disks.remove(id);
         drop(devices);
+        if is_dvd {
+            return Ok(handle.detach_drive(lun)?);
+        }
         Ok(handle.detach(lun)?)
+    }
+
+    fn insert_medium(&self, id: &str, path: &Path, force: bool) -> Result<(), Error> {
+        self.still_there()?;
+        let (handle, lun) = self.devices().drive(id)?;
+        let medium = Medium::open(path).map_err(|error| Error::BadRequest(error.to_string()))?;
+        Ok(handle.change_medium(lun, Some(medium), force)?)
+    }
+
+    fn eject_medium(&self, id: &str, force: bool) -> Result<(), Error> {
+        self.still_there()?;
+        let (handle, lun) = self.devices().drive(id)?;
+        Ok(handle.change_medium(lun, None, force)?)
     }
 
     fn resize_disk(&self, id: &str, size: u64) -> Result<(), Error> {
         self.still_there()?;
         let devices = self.devices();
         let disk = devices.disk(id)?;
+        if matches!(disk.what, What::Dvd) {
+            return Err(Error::BadRequest(format!(
+                "{id} is a DVD drive, whose medium keeps its size"
+            )));
+        }
         Ok(devices.handle(disk)?.resize(disk.lun, size)?)
     }
 }
