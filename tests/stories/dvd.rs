@@ -3,11 +3,10 @@
 use anyhow::{Context, ensure};
 use bed::provision::kernel::Series;
 use e2e::{Entry, Story};
-use sha2::{Digest, Sha256};
 
 use crate::ctl::Ctl;
 use crate::iso;
-use crate::stock::{Linux, Stock};
+use crate::stock::{COMMAND, Linux, Stock};
 
 pub(crate) const STORIES: &[Entry] = &[Entry::new("a_dvd_is_read_ejected_and_changed", dvd)];
 
@@ -19,9 +18,13 @@ fn medium(story: &Story, name: &str) -> anyhow::Result<(String, String)> {
     let content: Vec<u8> = (0..LENGTH).map(|_| rand::random()).collect();
     let path = story.file(name);
     story.l1().put_bytes(&iso::image(&content), &path)?;
-    let sum = Sha256::digest(&content);
-    let sum = sum.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok((path, sum))
+    let told = story
+        .l1()
+        .command("sha256sum")
+        .run_with(&content, COMMAND)?;
+    let told = told.stdout_text();
+    let (sum, _) = told.split_once(' ').context("no checksum")?;
+    Ok((path, sum.to_owned()))
 }
 
 /// Mounts what is in the drive and reads all of its file.

@@ -23,6 +23,9 @@ use crate::storage::identity::Identity;
 use crate::storage::io::Io;
 use crate::storage::medium::Medium;
 
+/// Bytes of a block.
+const BLOCK: u64 = SECTOR as u64;
+
 /// A drive and its medium.
 pub(in crate::storage) struct Drive {
     pub(super) identity: Identity,
@@ -288,7 +291,7 @@ impl Drive {
     fn blocks(&self) -> Result<u32, Sense> {
         let medium = self.medium.as_ref().ok_or(Sense::MEDIUM_NOT_PRESENT)?;
         // Addresses have 32 bits; that is more than any disc has.
-        Ok(u32::try_from(medium.backend.size() / u64::from(SECTOR)).unwrap_or(u32::MAX))
+        Ok(u32::try_from(medium.backend.size() / BLOCK).unwrap_or(u32::MAX))
     }
 
     /// The medium, and offset and length in bytes of `blocks` from `lba` on.
@@ -296,11 +299,11 @@ impl Drive {
         let medium = self.medium.as_ref().ok_or(Sense::MEDIUM_NOT_PRESENT)?;
         let end = lba.checked_add(blocks.into());
         let medium = &medium.backend;
-        if end.is_none_or(|end| end > medium.size() / u64::from(SECTOR)) {
+        if end.is_none_or(|end| end > medium.size() / BLOCK) {
             return Err(Sense::LBA_OUT_OF_RANGE);
         }
         // Both are at most the medium's size in blocks, whose bytes fit.
-        let bytes = |blocks: u64| blocks.saturating_mul(SECTOR.into());
+        let bytes = |blocks: u64| blocks.saturating_mul(BLOCK);
         Ok((medium, bytes(lba), bytes(blocks.into())))
     }
 
