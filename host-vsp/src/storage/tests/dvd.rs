@@ -302,6 +302,8 @@ fn the_host_asks_for_a_locked_medium_and_takes_it_by_force() {
         .expect("the lock went with the medium");
     assert_empty(&mut guest);
     disks.detach_drive(0).unwrap();
+    guest.serve();
+    assert!(guest.take_news().is_some(), "the guest is not told");
     let answer = guest.command(Cdb::TestUnitReady);
     assert_sense(&answer, srb_status::INVALID_LUN, Sense::LU_NOT_SUPPORTED);
     assert!(matches!(disks.medium(0), Err(ChangeError::NoDrive(0))));
