@@ -2,11 +2,10 @@
 //!
 //! Offsets, sizes and values come from the compiler, which also sees to it that no field of a
 //! struct and no variant of an enumeration is forgotten here. Constants and whole types that are
-//! forgotten are found in the sources ([`unknown`]).
+//! forgotten are found in the sources ([`unknown`](crate::sources::unknown)).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::mem::offset_of;
-use std::path::Path;
 
 use vmbus_proto::guid::Guid;
 use vmbus_proto::hv::hypercall::Status;
@@ -32,23 +31,6 @@ pub struct Code {
     pub values: BTreeMap<String, String>,
 }
 
-/// Directories that `docs/vmbus` does not tell of.
-const NOT_TOLD: [(&str, &str); 3] = [
-    ("scsi", "public standards: SPC-4 and SBC-3"),
-    ("netvsp", "a chapter to come"),
-    ("rndis", "a chapter to come"),
-];
-
-/// What is in the sources and not on the wire by itself.
-const NOT_ON_THE_WIRE: [&str; 6] = [
-    "guid::Guid",
-    "guid::Guid::ZERO",
-    "hv::synic::Sint::BITS",
-    "ic::kvp::Exchange",
-    "storvsp::ProtocolVersion::NEWEST_FIRST",
-    "version::Version::SUPPORTED",
-];
-
 /// A constant as a table would write it.
 trait Value {
     fn canonical(&self) -> String;
@@ -64,6 +46,7 @@ macro_rules! by_display {
     };
 }
 by_display!(
+    &str,
     u8,
     u16,
     u32,
@@ -77,6 +60,13 @@ by_display!(
 impl Value for Status {
     fn canonical(&self) -> String {
         self.0.to_string()
+    }
+}
+
+/// Two numbers, as of a version.
+impl Value for (u32, u32) {
+    fn canonical(&self) -> String {
+        format!("{} {}", self.0, self.1)
     }
 }
 
@@ -157,6 +147,7 @@ impl Code {
                 OpenReservedChannel CloseReservedChannel CloseReservedChannelResponse
                 TlConnectRequest ModifyChannel TlConnectResult ModifyChannelResponse
             }
+            netvsp::Version as u32 { V1 V2 V4 V5 V6 V6_1 }
             packet::PacketType as u16 { InBand TransferPages GpaDirect Completion }
             ring::Control as u32 {
                 WriteIndex ReadIndex InterruptMask PendingSendSize FeatureBits
@@ -227,11 +218,52 @@ fn layouts() -> Vec<Layout> {
         message::TlConnect { endpoint, service }
         message::TlConnectResult { endpoint, service, status }
         message::VersionResponse { supported, connection_state, padding, message_connection_id }
+        netvsp::Buffer { gpadl, id, reserved }
+        netvsp::NdisConfig { mtu, reserved, capabilities }
+        netvsp::Sections { offset, size, count, end_offset }
+        netvsp::SendRndisPacket { channel, section_index, section_size }
         packet::Descriptor { packet_type, offset8, length8, flags, transaction_id }
         packet::GpaDirectHeader { reserved, range_count }
         packet::TransferPageRange { byte_count, byte_offset }
         packet::TransferPagesHeader { pageset_id, sender_owns_set, reserved, range_count }
         pipe::PipeHeader { packet_type, data_size }
+        rndis::Adapter { version, flags, medium, max_packets, max_transfer, alignment, families }
+        rndis::Header { message_type, length }
+        rndis::ObjectRequest { request_id, oid, length, offset, handle }
+        rndis::ndis::ConfigParameter {
+            name_offset, name_length, parameter_type, value_offset, value_length
+        }
+        rndis::ndis::LinkSpeed { transmit, receive }
+        rndis::ndis::LinkState { header, connected, duplex, reserved, speed, pause, negotiated }
+        rndis::ndis::ObjectHeader { object_type, revision, size }
+        rndis::ndis::Offload {
+            header, ipv4_tx_encapsulation, ipv4_tx_flags, ipv4_rx_encapsulation,
+            ipv4_rx_flags, ipv6_tx_encapsulation, ipv6_tx_flags, ipv6_rx_encapsulation,
+            ipv6_rx_flags, lso_v1, ipsec_v1, lso_ipv4_encapsulation, lso_ipv4_max_size,
+            lso_ipv4_min_segments, lso_ipv6_encapsulation, lso_ipv6_max_size,
+            lso_ipv6_min_segments, lso_ipv6_flags, flags, ipsec_v2, rsc_ipv4, rsc_ipv6,
+            reserved, encapsulated
+        }
+        rndis::ndis::OffloadEncapsulation {
+            header, ipv4_enabled, ipv4_encapsulation, ipv4_header_size, ipv6_enabled,
+            ipv6_encapsulation, ipv6_header_size
+        }
+        rndis::ndis::OffloadParameters {
+            header, ipv4_checksum, tcp_ipv4_checksum, udp_ipv4_checksum,
+            tcp_ipv6_checksum, udp_ipv6_checksum, lso_v1, ipsec_v1, lso_ipv4, lso_ipv6,
+            connection_ipv4, connection_ipv6, reserved, flags, ipsec_v2, rsc_ipv4,
+            rsc_ipv6, encapsulated, padding
+        }
+        rndis::ndis::ReceiveScaleCapabilities { header, flags, interrupts, queues, table_entries }
+        rndis::ndis::ReceiveScaleParameters {
+            header, flags, base_processor, hash, table_size, reserved1, table_offset,
+            key_size, reserved2, key_offset
+        }
+        rndis::packet::InfoHeader { size, info_type, offset }
+        rndis::packet::PacketHeader {
+            data_offset, data_length, oob_offset, oob_length, oob_count, info_offset,
+            info_length, handle, reserved
+        }
         storvsp::ChannelProperties {
             reserved, max_channel_count, reserved1, flags, max_transfer_bytes, reserved2
         }
@@ -306,9 +338,73 @@ fn constants(to: &mut BTreeMap<String, String>) {
             ENUMERATE_DEVICE_INTERFACE NAMED_PIPE_MODE LOOPBACK_OFFER TLNPI_PROVIDER
         }
         message::pipe_mode { BYTE MESSAGE }
+        netvsp {
+            CLASS RECEIVE_BUFFER_ID SEND_BUFFER_ID NO_SECTION MIN_SECTION_SIZE
+            SEND_TABLE_ENTRIES DATA_PATH_SYNTHETIC DATA_PATH_VF SUB_CHANNEL_ALLOCATE
+            SEND_TABLE_SIZE
+        }
+        netvsp::capability { SRIOV IEEE_8021Q TEAMING RSC }
+        netvsp::message_type {
+            INIT INIT_COMPLETE SEND_NDIS_VERSION SEND_RECEIVE_BUFFER
+            SEND_RECEIVE_BUFFER_COMPLETE REVOKE_RECEIVE_BUFFER SEND_SEND_BUFFER
+            SEND_SEND_BUFFER_COMPLETE REVOKE_SEND_BUFFER SEND_RNDIS_PACKET
+            SEND_RNDIS_PACKET_COMPLETE SEND_NDIS_CONFIG SEND_VF_ASSOCIATION
+            SWITCH_DATA_PATH SUB_CHANNEL SEND_INDIRECTION_TABLE
+        }
+        netvsp::rndis_channel { DATA CONTROL }
+        netvsp::status { NONE SUCCESS FAILURE INVALID_RNDIS_PACKET BUSY }
         packet { DESCRIPTOR_SIZE FLAG_COMPLETION_REQUESTED }
         pipe { PACKET_DATA }
         ring { ALIGN TRAILER_SIZE FEATURE_PENDING_SEND_SIZE }
+        rndis { HEADER_SIZE VERSION DEVICE_CONNECTIONLESS MEDIUM_802_3 }
+        rndis::message_type {
+            PACKET INITIALIZE HALT QUERY SET RESET INDICATE_STATUS KEEPALIVE COMPLETION
+        }
+        rndis::status {
+            SUCCESS MEDIA_CONNECT MEDIA_DISCONNECT NETWORK_CHANGE OFFLOAD_CURRENT_CONFIG
+            FAILURE NOT_SUPPORTED INVALID_LENGTH INVALID_DATA INVALID_OID
+        }
+        rndis::ndis {
+            ENCAPSULATION_ETHERNET RSS_HASH_TCP_IPV4 RSS_HASH_TCP_IPV6 RSS_TABLE_ENTRIES
+            RSS_KEY_SIZE CONFIG_STRING CONFIG_NETWORK_ADDRESS
+        }
+        rndis::ndis::object_type {
+            DEFAULT RSS_CAPABILITIES RSS_PARAMETERS OFFLOAD OFFLOAD_ENCAPSULATION
+        }
+        rndis::ndis::checksum { IP_OPTIONS TCP_OPTIONS TCP UDP IP }
+        rndis::ndis::lso { IPV6_EXTENSIONS TCP_OPTIONS }
+        rndis::ndis::wanted { NO_CHANGE DISABLED TX RX BOTH }
+        rndis::ndis::switched { NO_CHANGE OFF ON }
+        rndis::ndis::rss_flag { HASH_UNCHANGED TABLE_UNCHANGED KEY_UNCHANGED DISABLE }
+        rndis::ndis::hash { TOEPLITZ IPV4 TCP_IPV4 IPV6 TCP_IPV6 }
+        rndis::oid {
+            GEN_SUPPORTED_LIST GEN_HARDWARE_STATUS GEN_MEDIA_SUPPORTED GEN_MEDIA_IN_USE
+            GEN_MAXIMUM_LOOKAHEAD GEN_MAXIMUM_FRAME_SIZE GEN_LINK_SPEED
+            GEN_TRANSMIT_BUFFER_SPACE GEN_RECEIVE_BUFFER_SPACE GEN_TRANSMIT_BLOCK_SIZE
+            GEN_RECEIVE_BLOCK_SIZE GEN_VENDOR_ID GEN_VENDOR_DESCRIPTION
+            GEN_CURRENT_PACKET_FILTER GEN_CURRENT_LOOKAHEAD GEN_DRIVER_VERSION
+            GEN_MAXIMUM_TOTAL_SIZE GEN_MAC_OPTIONS GEN_MEDIA_CONNECT_STATUS
+            GEN_MAXIMUM_SEND_PACKETS GEN_VENDOR_DRIVER_VERSION
+            GEN_NETWORK_LAYER_ADDRESSES GEN_RECEIVE_SCALE_CAPABILITIES
+            GEN_RECEIVE_SCALE_PARAMETERS GEN_MAX_LINK_SPEED GEN_LINK_STATE
+            GEN_RNDIS_CONFIG_PARAMETER GEN_XMIT_OK GEN_RCV_OK GEN_XMIT_ERROR
+            GEN_RCV_ERROR GEN_RCV_NO_BUFFER GEN_FRIENDLY_NAME ETHERNET_PERMANENT_ADDRESS
+            ETHERNET_CURRENT_ADDRESS ETHERNET_MULTICAST_LIST ETHERNET_MAXIMUM_LIST_SIZE
+            ETHERNET_RCV_ERROR_ALIGNMENT ETHERNET_XMIT_ONE_COLLISION
+            ETHERNET_XMIT_MORE_COLLISIONS TCP_OFFLOAD_CURRENT_CONFIG
+            TCP_OFFLOAD_PARAMETERS TCP_OFFLOAD_HARDWARE_CAPABILITIES
+            OFFLOAD_ENCAPSULATION FRIENDLY_NAME_SIZE MEDIA_CONNECTED MEDIA_DISCONNECTED
+        }
+        rndis::oid::packet_filter { DIRECTED MULTICAST ALL_MULTICAST BROADCAST PROMISCUOUS }
+        rndis::oid::mac_option {
+            COPY_LOOKAHEAD_DATA RECEIVE_SERIALIZED TRANSFERS_NOT_PEND NO_LOOPBACK
+            FULL_DUPLEX
+        }
+        rndis::packet::info_type { CHECKSUM LARGE_SEND IEEE_8021Q HASH INTERNAL PACKET_ID }
+        rndis::packet::TxChecksum { IPV4 IPV6 TCP UDP IP_HEADER }
+        rndis::packet::rx_checksum {
+            TCP_FAILED UDP_FAILED IP_FAILED TCP_SUCCEEDED UDP_SUCCEEDED IP_SUCCEEDED
+        }
         storvsp {
             SCSI_CLASS PACKET_SIZE PACKET_SIZE_BEFORE_5_1 PACKET_HEADER_SIZE
             FLAG_REQUEST_COMPLETION PROPERTY_MULTI_CHANNEL MAX_CDB MAX_SENSE DATA_OUT DATA_IN
@@ -325,90 +421,5 @@ fn constants(to: &mut BTreeMap<String, String>) {
             SUCCESS INVALID_DEVICE_REQUEST INVALID_PARAMETER REVISION_MISMATCH INVALID_DEVICE_STATE
         }
         version::Version { V2_4 V3_0 V4_0 V4_1 V5_0 V5_1 V5_2 V5_3 V6_0 }
-    }
-}
-
-/// Public constants and wire types in the sources that are not known above.
-pub fn unknown() -> Vec<String> {
-    let code = Code::known();
-    let mut known: BTreeSet<&str> = NOT_ON_THE_WIRE.into();
-    known.extend(code.values.keys().map(String::as_str));
-    known.extend(code.layouts.iter().map(|layout| layout.path.as_str()));
-    // An enumeration is known by its variants.
-    known.extend(
-        code.values
-            .keys()
-            .filter_map(|path| Some(path.rsplit_once("::")?.0)),
-    );
-    let mut unknown = Vec::new();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    search(&source, &[], &mut |path: &[&str]| {
-        // Items of a private module are told where they are exported.
-        let full = path.join("::");
-        let exported: Vec<&str> = path
-            .iter()
-            .copied()
-            .filter(|part| !PRIVATE_MODULES.contains(part))
-            .collect();
-        if !known.contains(full.as_str()) && !known.contains(exported.join("::").as_str()) {
-            unknown.push(full);
-        }
-    });
-    unknown
-}
-
-/// Modules whose public items are exported by the module above.
-const PRIVATE_MODULES: [&str; 5] = ["body", "index", "memory", "offer", "srb"];
-
-/// Passes the path of each public constant and wire type below `directory` to `found`.
-fn search(directory: &Path, modules: &[&str], found: &mut impl FnMut(&[&str])) {
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let file = entry.unwrap().path();
-        let name = file.file_stem().unwrap().to_str().unwrap();
-        if NOT_TOLD.iter().any(|(directory, _)| *directory == name) {
-            continue;
-        }
-        let mut path = modules.to_vec();
-        if name != "mod" && name != "lib" {
-            path.push(name);
-        }
-        if file.is_dir() {
-            search(&file, &path, found);
-        } else {
-            search_file(&std::fs::read_to_string(&file).unwrap(), &path, found);
-        }
-    }
-}
-
-/// The same in one file, as rustfmt writes it.
-fn search_file(text: &str, modules: &[&str], found: &mut impl FnMut(&[&str])) {
-    let mut block: Option<&str> = None;
-    let mut wire = false;
-    for line in text.lines() {
-        let word = |prefix: &str| {
-            let rest = line.trim_start().strip_prefix(prefix)?;
-            rest.split(|c: char| !c.is_alphanumeric() && c != '_')
-                .next()
-        };
-        let inner = line.starts_with("    ");
-        if !inner && let Some(name) = word("pub mod ").or(word("impl ")) {
-            block = line.ends_with('{').then_some(name);
-        } else if line == "}" {
-            block = None;
-        } else if word("#[repr(").is_some() {
-            wire = true;
-        }
-        let name = word("pub const ").filter(|name| name.starts_with(char::is_uppercase));
-        let name = name.or_else(|| {
-            word("pub struct ")
-                .or(word("pub enum "))
-                .filter(|_| std::mem::take(&mut wire))
-        });
-        if let Some(name) = name {
-            let mut path = modules.to_vec();
-            path.extend(block.filter(|_| inner));
-            path.push(name);
-            found(&path);
-        }
     }
 }
