@@ -189,6 +189,7 @@ fn layouts() -> Vec<Layout> {
         }
         ic::vss::Message { operation, reserved, flags }
         keyboard::Keystroke { message_type, code, reserved, flags }
+        keyboard::LedIndicators { message_type, lights, reserved }
         keyboard::ProtocolRequest { message_type, version }
         keyboard::ProtocolResponse { message_type, accepted }
         message::ChannelId { relid }
@@ -306,7 +307,8 @@ fn constants(to: &mut BTreeMap<String, String>) {
         hv::msr {
             GUEST_OS_ID HYPERCALL VP_INDEX RESET VP_RUNTIME TIME_REF_COUNT REFERENCE_TSC
             TSC_FREQUENCY APIC_FREQUENCY EOI VP_ASSIST_PAGE SCONTROL SVERSION SIEFP SIMP EOM SINT0
-            STIMER0_CONFIG STIMER0_COUNT CRASH_P0 CRASH_CTL PAGE_ENABLE PAGE_ADDRESS
+            STIMER0_CONFIG STIMER0_COUNT CRASH_P0 CRASH_CTL CRASH_NOTIFY CRASH_MESSAGE PAGE_ENABLE
+            PAGE_ADDRESS
         }
         hv::synic {
             SINT_COUNT VMBUS_SINT MESSAGE_PAYLOAD MESSAGE_SIZE EVENT_FLAGS_SIZE EVENT_FLAG_COUNT
@@ -314,7 +316,9 @@ fn constants(to: &mut BTreeMap<String, String>) {
             SLOT_TYPE SLOT_PAYLOAD_SIZE SLOT_FLAGS SLOT_PAYLOAD
         }
         hv::synic::Sint { MASKED AUTO_EOI POLLING }
-        ic { MAX_MESSAGE FRAMEWORK_VERSIONS FLAG_TRANSACTION FLAG_REQUEST FLAG_RESPONSE }
+        ic {
+            MAX_MESSAGE FRAMEWORK_VERSIONS CHOICE_SIZE FLAG_TRANSACTION FLAG_REQUEST FLAG_RESPONSE
+        }
         ic::message_type { NEGOTIATE HEARTBEAT KVP SHUTDOWN TIME_SYNC VSS }
         ic::status { OK FAIL NO_MORE_ITEMS }
         ic::heartbeat { CLASS INSTANCE VERSIONS }
