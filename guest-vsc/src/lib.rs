@@ -44,11 +44,20 @@
 //! }
 //! ```
 //!
+//! What each function of [`Hal`] has to do, and what else a kernel sets up, is told step by step in
+//! `docs/bring-it-to-your-kernel.md` of the repository.
+//!
 //! # Map
 //! - [`hal`]: what a kernel has to provide. [`hypervisor`]: finding Hyper-V, and hypercalls.
 //! - [`bus`]: version, offers, messages and interrupts. [`channel`]: rings and doorbells.
 //! - [`storage`], [`console`], [`keyboard`], [`ic`]: the devices.
 //! - [`clock`], [`crash`]: the hypervisor's own clock, and telling it of a crash.
+//!
+//! # Features
+//! None is on by default, and none needs `std`.
+//! - `alloc`: `Box<[u8]>` and `Vec<u8>` as buffers of requests in flight.
+//! - `async`: requests as futures.
+//! - `virtio-drivers`: the kernel's `impl virtio_drivers::Hal` serves these drivers too.
 //!
 //! # Rules
 //! All methods take `&self` and work from any processor. Those whose documentation says *never
@@ -89,6 +98,8 @@ mod shared;
 pub mod storage;
 mod sync;
 mod synic;
+#[cfg(feature = "virtio-drivers")]
+pub mod virtio;
 
 /// Bytes of a page.
 const PAGE: u64 = vmbus_proto::PAGE_SIZE as u64;

@@ -17,6 +17,7 @@ mod flush;
 mod formats;
 mod guest;
 mod iso;
+mod guest_services;
 mod linux;
 mod linux_backup;
 mod linux_channels;
@@ -47,6 +48,7 @@ const ALWAYS: &[Topic] = &[
     ("steady", steady::STORIES),
     ("console", console::STORIES),
     ("refusals_of_users", refusals_of_users::STORIES),
+    ("guest_services", guest_services::STORIES),
     ("endings", endings::STORIES),
     ("durability", durability::STORIES),
 ];

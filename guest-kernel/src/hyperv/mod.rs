@@ -96,7 +96,7 @@ pub(crate) fn disconnect() -> Result<(), String> {
 }
 
 /// The primary channel of `class` that was offered as number `index`, counted from 0.
-fn offer(bus: &KernelBus, class: Guid, index: u64, what: &str) -> Result<Offer, String> {
+pub(crate) fn offer(bus: &KernelBus, class: Guid, index: u64, what: &str) -> Result<Offer, String> {
     let mut offers: Vec<_> = bus
         .offers()
         .filter(|offer| offer.class() == class && offer.sub_channel_index() == 0)

@@ -14,6 +14,7 @@ mod machine;
 mod pattern;
 mod queue;
 mod refusals;
+mod services;
 mod storage;
 mod vmbus;
 
@@ -43,6 +44,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         refusals::SCENARIOS,
         queue::SCENARIOS,
         console::SCENARIOS,
+        services::SCENARIOS,
         endings::SCENARIOS,
     ]
     .into_iter()

@@ -3,15 +3,14 @@
 //!
 //! Nothing here uses interrupts: the crate's blocking calls poll.
 
-mod hal;
 mod pci;
 
 use crate::clock::Deadline;
 use crate::devices::{Console, Disk, DiskError};
+use crate::hal::Kernel;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
-use hal::KernelHal;
 use pci::PortAccess;
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::device::console::VirtIOConsole;
@@ -22,7 +21,7 @@ use virtio_drivers::transport::pci::{PciTransport, virtio_device_type};
 /// The first disk on PCI bus 0.
 pub(crate) fn disk() -> Result<Box<dyn Disk>, String> {
     let transport = find(DeviceType::Block)?;
-    let disk = VirtIOBlk::<KernelHal, _>::new(transport)
+    let disk = VirtIOBlk::<Kernel, _>::new(transport)
         .map_err(|error| format!("the virtio disk does not start: {error}"))?;
     Ok(Box::new(VirtioDisk(disk)))
 }
@@ -30,7 +29,7 @@ pub(crate) fn disk() -> Result<Box<dyn Disk>, String> {
 /// The first console on PCI bus 0.
 pub(crate) fn console() -> Result<Box<dyn Console>, String> {
     let transport = find(DeviceType::Console)?;
-    let console = VirtIOConsole::<KernelHal, _>::new(transport)
+    let console = VirtIOConsole::<Kernel, _>::new(transport)
         .map_err(|error| format!("the virtio console does not start: {error}"))?;
     Ok(Box::new(VirtioConsole(console)))
 }
@@ -53,10 +52,10 @@ fn open(root: &mut PciRoot<PortAccess>, function: DeviceFunction) -> Result<PciT
         function,
         command | Command::MEMORY_SPACE | Command::BUS_MASTER,
     );
-    PciTransport::new::<KernelHal, _>(root, function).map_err(|error| error.to_string())
+    PciTransport::new::<Kernel, _>(root, function).map_err(|error| error.to_string())
 }
 
-struct VirtioDisk(VirtIOBlk<KernelHal, PciTransport>);
+struct VirtioDisk(VirtIOBlk<Kernel, PciTransport>);
 
 impl Disk for VirtioDisk {
     fn name(&self) -> String {
@@ -92,7 +91,7 @@ fn other(error: virtio_drivers::Error) -> DiskError {
     DiskError::Other(error.to_string())
 }
 
-struct VirtioConsole(VirtIOConsole<KernelHal, PciTransport>);
+struct VirtioConsole(VirtIOConsole<Kernel, PciTransport>);
 
 impl Console for VirtioConsole {
     fn name(&self) -> String {

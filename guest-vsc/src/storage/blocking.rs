@@ -13,6 +13,7 @@ use vmbus_proto::storvsp::{DATA_IN, DATA_NONE, DATA_OUT, Srb, VstorPacket};
 
 use super::buffer::Buffer;
 use super::error::outcome;
+use super::request::Taker;
 use super::{SECTOR_SIZE, Storage, StorageError, Token};
 use crate::error::{Error, Waited};
 use crate::hal::{BufferDirection, Hal};
@@ -182,7 +183,9 @@ impl<H: Hal, B: Buffer> Storage<'_, H, B> {
         let deadline = self.deadline();
         let token = self.channel.wait(Waited::Room, deadline, || {
             let started = self.table.with(|table| match buffer {
-                None => table.start(|token, mapping| self.send(packet, token, mapping)),
+                None => table.start(Taker::Caller, |token, mapping| {
+                    self.send(packet, token, mapping)
+                }),
                 // SAFETY: the caller's promise lasts until this function returns, and it does
                 // not before the request is taken or abandoned.
                 Some((region, direction)) => unsafe {

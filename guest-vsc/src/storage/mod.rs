@@ -5,7 +5,7 @@
 //! the list of the buffer's pages, and sends that over the [`channel`](crate::channel); the host
 //! moves the data straight between disk and buffer and completes the packet.
 //!
-//! There are two ways to use it, side by side and from any processor:
+//! There are these ways to use it, side by side and from any processor:
 //!
 //! - [`read_blocks`](Storage::read_blocks), [`write_blocks`](Storage::write_blocks),
 //!   [`flush`](Storage::flush) borrow a buffer and wait.
@@ -14,21 +14,31 @@
 //!   interrupt handler, gives the buffer back when the host is done with it. Many requests may be
 //!   in flight, as many as [`StorageMemory`] has places.
 //!
+//! - With the feature `async`, [`read_async`](Storage::read_async),
+//!   [`write_async`](Storage::write_async) and [`flush_async`](Storage::flush_async) are futures
+//!   over owned buffers. They need no executor of a certain kind; an interrupt handler wakes them
+//!   by [`handle_interrupt`](Storage::handle_interrupt).
+//!
 //! A buffer may lie anywhere, in any alignment. The host's answers are checked: a completion that
 //! answers nothing is counted and dropped, a length that cannot be is an error.
 
 mod blocking;
 mod buffer;
 mod error;
+#[cfg(feature = "async")]
+mod future;
 mod identify;
 mod request;
 
 pub use blocking::Data;
 pub use buffer::Buffer;
 pub use error::StorageError;
+#[cfg(feature = "async")]
+pub use future::Request;
 pub use request::{StorageMemory, Token};
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::task::Waker;
 use core::time::Duration;
 
 use vmbus_proto::PAGE_SIZE;
@@ -45,7 +55,7 @@ use crate::hal::{BufferDirection, Hal};
 use crate::sync::IrqMutex;
 use buffer::{MAX_PAGES, Mapping};
 use error::outcome;
-use request::{Entry, Finished, Table};
+use request::{Entry, Finished, Table, Taker};
 
 /// Class of the controller, for [`VmBus::find`].
 pub use vmbus_proto::storvsp::SCSI_CLASS as CLASS;
@@ -210,14 +220,25 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
         mut buffer: B,
         direction: BufferDirection,
     ) -> Result<Token, (StorageError, B)> {
-        let length = buffer.region().len();
-        if length > self.max_transfer {
-            return Err((StorageError::TooLong, buffer));
-        }
-        let lba = match self.block_of(sector, length as u64) {
-            Ok(lba) => lba,
+        let packet = match self.transfer(sector, buffer.region().len(), direction) {
+            Ok(packet) => packet,
             Err(error) => return Err((error, buffer)),
         };
+        self.start_owned(Taker::Poll, &packet, buffer, direction)
+            .map_err(|(error, buffer)| (error.into(), buffer))
+    }
+
+    /// The packet that moves `length` bytes.
+    fn transfer(
+        &self,
+        sector: u64,
+        length: usize,
+        direction: BufferDirection,
+    ) -> Result<VstorPacket, StorageError> {
+        if length > self.max_transfer {
+            return Err(StorageError::TooLong);
+        }
+        let lba = self.block_of(sector, length as u64)?;
         let (blocks, fua) = (self.blocks_in(length as u64), false);
         let (cdb, data_in) = if direction == BufferDirection::DeviceToDriver {
             (Cdb::Read { lba, blocks, fua }, DATA_IN)
@@ -225,14 +246,21 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
             (Cdb::Write { lba, blocks, fua }, DATA_OUT)
         };
         let srb = Srb::request(self.lun, cdb.to_bytes().as_slice(), data_in, length as u32);
-        let packet = VstorPacket::execute_srb(&srb);
-        self.table
-            .with(|table| {
-                table.start_owned::<H>(buffer, direction, |token, mapping| {
-                    self.send(&packet, token, mapping)
-                })
+        Ok(VstorPacket::execute_srb(&srb))
+    }
+
+    fn start_owned(
+        &self,
+        taker: Taker,
+        packet: &VstorPacket,
+        buffer: B,
+        direction: BufferDirection,
+    ) -> Result<Token, (Error, B)> {
+        self.table.with(|table| {
+            table.start_owned::<H>(taker, buffer, direction, |token, mapping| {
+                self.send(packet, token, mapping)
             })
-            .map_err(|(error, buffer)| (error.into(), buffer))
+        })
     }
 
     /// Takes a submitted request that is done. Never waits.
@@ -242,7 +270,44 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
     pub fn poll(&self) -> Option<Completion<B>> {
         // The end of the channel is told by `Channel::check`.
         let _ = self.drain();
-        self.table.with(Table::take_next).and_then(completion)
+        let next = self.table.with(Table::take_next);
+        if next.is_some() {
+            self.wake_for_room();
+        }
+        next.and_then(completion)
+    }
+
+    /// Takes what the host has completed, and wakes the futures that wait for it. For an interrupt
+    /// handler, after [`VmBus::handle_interrupt`]; also harmless at any other time. Never waits.
+    pub fn handle_interrupt(&self) {
+        // The end of the channel is told by `Channel::check`.
+        let _ = self.drain();
+    }
+
+    /// Takes back the buffer of a request whose future was dropped, when the host is done with it.
+    /// Where nobody calls this, such buffers are dropped when the next future is polled first, at
+    /// the latest with the disk.
+    pub fn reclaim(&self) -> Option<B> {
+        // One without a buffer was a flush.
+        while let Some(orphan) = self.table.with(Table::take_orphan) {
+            self.wake_for_room();
+            if orphan.owned.is_some() {
+                return orphan.owned;
+            }
+        }
+        None
+    }
+
+    /// Wakes the futures that wait for a place.
+    fn wake_for_room(&self) {
+        // Each once: one that finds no place comes back, and is not to be woken for ever.
+        let mut places = self.table.with(|table| table.places());
+        while places > 0
+            && let Some(waker) = self.table.with(Table::take_room_waker)
+        {
+            waker.wake();
+            places = places.saturating_sub(1);
+        }
     }
 
     /// Waits for a submitted request to be done.
@@ -282,8 +347,14 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
             Ok(()) => Error::Closed,
         };
         let closed = self.channel.close();
-        self.table
-            .with(|table| table.fail_all::<H>(reason, closed.is_err()));
+        let kept = closed.is_err();
+        for place in 0..self.table.with(|table| table.places()) {
+            let waker = self
+                .table
+                .with(|table| table.fail::<H>(place, reason, kept));
+            waker.into_iter().for_each(Waker::wake);
+        }
+        self.wake_for_room();
         closed
     }
 
@@ -309,7 +380,11 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
                 {
                     let id = packet.transaction_id;
                     completed = true;
-                    self.table.with(|table| table.complete::<H>(id, answer))
+                    let completed = self.table.with(|table| table.complete::<H>(id, answer));
+                    // Outside the lock: a waker is anybody's code.
+                    let known = completed.is_some();
+                    completed.flatten().into_iter().for_each(Waker::wake);
+                    known
                 }
                 (PacketKind::InBand, Some(news)) => {
                     let change = matches!(
@@ -328,6 +403,15 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
         if completed {
             // Perhaps for a request that another processor is about to sleep on.
             self.channel.tell();
+            self.wake_for_room();
+        }
+        if result.is_err() || self.channel.check().is_err() {
+            // Nothing more will come: futures have to look at that.
+            for place in 0..self.table.with(|table| table.places()) {
+                let waker = self.table.with(|table| table.take_waker(place));
+                waker.into_iter().for_each(Waker::wake);
+            }
+            self.wake_for_room();
         }
         result
     }
@@ -404,6 +488,7 @@ impl<H: Hal, B: Buffer> Drop for Storage<'_, H, B> {
         // Nobody is left to be told: what the host did not give back stays lost.
         let _ = self.shutdown();
         while self.poll().is_some() {}
+        while self.reclaim().is_some() {}
         self.table.with(Table::reset);
     }
 }

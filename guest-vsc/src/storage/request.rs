@@ -4,11 +4,13 @@
 //! whatever the host completes, nothing but a request that is in flight, and that only once, is
 //! found. A finished request with an owned buffer waits in a queue for
 //! [`Storage::poll`](super::Storage::poll); one with a borrowed buffer waits for the caller that
-//! is blocked on it.
+//! is blocked on it, and one of a future's for that. Where the future is dropped first, its buffer
+//! stays here until the host is done with it, and then until task context comes to take it.
 #![expect(unsafe_code, reason = "buffers are shared with the host here")]
 
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicBool;
+use core::task::Waker;
 
 use vmbus_proto::storvsp::VstorPacket;
 
@@ -35,6 +37,8 @@ impl<H: Hal, B, const REQUESTS: usize> StorageMemory<H, B, REQUESTS> {
                 done_first: NONE,
                 done_last: NONE,
                 busy: 0,
+                orphans: 0,
+                waiting: 0,
                 entries: [const { Entry::new() }; REQUESTS],
             }),
         }
@@ -80,9 +84,36 @@ enum State {
     Done,
 }
 
+/// Who takes a request when it is done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taker {
+    /// Whoever calls [`Storage::poll`](super::Storage::poll).
+    Poll,
+    /// The caller that is blocked on it.
+    Caller,
+    /// A future.
+    #[cfg_attr(
+        not(feature = "async"),
+        expect(dead_code, reason = "there are no futures")
+    )]
+    Future,
+    /// The future was dropped: task context, for the buffer.
+    #[cfg_attr(
+        not(feature = "async"),
+        expect(dead_code, reason = "there are no futures")
+    )]
+    Nobody,
+}
+
 /// A place for a request.
 pub(super) struct Entry<B> {
     state: State,
+    taker: Taker,
+    /// Of the future that takes the request.
+    waker: Option<Waker>,
+    /// Of a future that waits for a place. These have nothing to do with this entry's request:
+    /// there are as many as entries because some number has to do.
+    room_waker: Option<Waker>,
     generation: u32,
     /// The next entry in the list this one is in.
     next: u16,
@@ -99,6 +130,9 @@ impl<B> Entry<B> {
     const fn new() -> Self {
         Self {
             state: State::Free,
+            taker: Taker::Caller,
+            waker: None,
+            room_waker: None,
             generation: 1,
             next: NONE,
             owned: None,
@@ -124,6 +158,10 @@ pub(super) struct Table<E: ?Sized> {
     done_last: u16,
     /// Entries that are not free.
     busy: u16,
+    /// Entries that are done, and that nobody takes.
+    orphans: u16,
+    /// Futures that wait for a place.
+    waiting: u16,
     entries: E,
 }
 
@@ -131,6 +169,7 @@ impl<B> Table<[Entry<B>]> {
     /// Forgets all requests. Buffers that the host kept from an earlier life stay lost.
     pub(super) fn reset(&mut self) {
         (self.free, self.done_first, self.done_last, self.busy) = (NONE, NONE, NONE, 0);
+        (self.orphans, self.waiting) = (0, 0);
         for (index, entry) in self.entries.iter_mut().enumerate().rev() {
             *entry = Entry {
                 generation: next_generation(entry.generation),
@@ -147,12 +186,13 @@ impl<B> Table<[Entry<B>]> {
     }
 
     /// Takes a free entry.
-    fn allocate(&mut self) -> Option<(Token, &mut Entry<B>)> {
+    fn allocate(&mut self, taker: Taker) -> Option<(Token, &mut Entry<B>)> {
         let index = self.free;
         let entry = self.entries.get_mut(usize::from(index))?;
         self.free = entry.next;
         self.busy = self.busy.saturating_add(1);
         entry.state = State::InFlight;
+        entry.taker = taker;
         entry.next = NONE;
         entry.length = 0;
         let token = Token {
@@ -176,9 +216,10 @@ impl<B> Table<[Entry<B>]> {
     /// Starts a request without a buffer, sent by `send`.
     pub(super) fn start(
         &mut self,
+        taker: Taker,
         send: impl FnOnce(Token, &Mapping) -> Result<(), Error>,
     ) -> Result<Token, Error> {
-        let (token, entry) = self.allocate().ok_or(Error::Full)?;
+        let (token, entry) = self.allocate(taker).ok_or(Error::Full)?;
         let sent = send(token, &entry.mapping);
         if sent.is_err() {
             self.release(token);
@@ -189,6 +230,7 @@ impl<B> Table<[Entry<B>]> {
     /// Starts a request that owns its buffer, sent by `send`.
     pub(super) fn start_owned<H: Hal>(
         &mut self,
+        taker: Taker,
         buffer: B,
         direction: BufferDirection,
         send: impl FnOnce(Token, &Mapping) -> Result<(), Error>,
@@ -196,7 +238,7 @@ impl<B> Table<[Entry<B>]> {
     where
         B: Buffer,
     {
-        let Some((token, entry)) = self.allocate() else {
+        let Some((token, entry)) = self.allocate(taker) else {
             return Err((Error::Full, buffer));
         };
         let mut parked = Parked::new(buffer);
@@ -230,7 +272,7 @@ impl<B> Table<[Entry<B>]> {
         direction: BufferDirection,
         send: impl FnOnce(Token, &Mapping) -> Result<(), Error>,
     ) -> Result<Token, Error> {
-        let (token, entry) = self.allocate().ok_or(Error::Full)?;
+        let (token, entry) = self.allocate(Taker::Caller).ok_or(Error::Full)?;
         // SAFETY: the caller's promise; `finish` and `abandon` unshare.
         let fits = unsafe { entry.mapping.share::<H>(region, direction) };
         entry.length = region.len() as u32;
@@ -247,23 +289,32 @@ impl<B> Table<[Entry<B>]> {
         Ok(token)
     }
 
-    /// The host completed `id`; says whether that was in flight.
-    pub(super) fn complete<H: Hal>(&mut self, id: u64, answer: VstorPacket) -> bool {
-        let token = Token::from_transaction_id(id);
-        token.is_some_and(|token| self.finish::<H>(token, Ok(answer)))
+    /// The host completed `id`; `None` where that was not in flight, else whom to wake after the
+    /// table's lock is released.
+    pub(super) fn complete<H: Hal>(
+        &mut self,
+        id: u64,
+        answer: VstorPacket,
+    ) -> Option<Option<Waker>> {
+        self.finish::<H>(Token::from_transaction_id(id)?, Ok(answer))
     }
 
-    fn finish<H: Hal>(&mut self, token: Token, answer: Result<VstorPacket, Error>) -> bool {
-        let entry = self.entries.get_mut(usize::from(token.index));
-        let Some(entry) = entry
-            .filter(|entry| entry.state == State::InFlight && entry.generation == token.generation)
-        else {
-            return false;
-        };
+    fn finish<H: Hal>(
+        &mut self,
+        token: Token,
+        answer: Result<VstorPacket, Error>,
+    ) -> Option<Option<Waker>> {
+        let entry = self.entries.get_mut(usize::from(token.index))?;
+        if entry.state != State::InFlight || entry.generation != token.generation {
+            return None;
+        }
         entry.mapping.unshare::<H>();
         entry.state = State::Done;
         entry.answer = answer;
-        if entry.owned.is_some() {
+        let waker = entry.waker.take();
+        if entry.taker == Taker::Nobody {
+            self.orphans = self.orphans.saturating_add(1);
+        } else if entry.taker == Taker::Poll {
             entry.next = NONE;
             let last = self.entries.get_mut(usize::from(self.done_last));
             match last.filter(|_| self.done_first != NONE) {
@@ -272,25 +323,58 @@ impl<B> Table<[Entry<B>]> {
             }
             self.done_last = token.index;
         }
-        true
+        Some(waker)
     }
 
-    /// The channel has ended: finishes what is in flight with `error`. Where the host has not
-    /// given the memory back, `kept`, owned buffers stay in its hands.
-    pub(super) fn fail_all<H: Hal>(&mut self, error: Error, kept: bool) {
-        for index in 0..self.entries.len() {
-            let Some(entry) = self.entries.get(index) else {
-                return;
-            };
-            if kept && entry.owned.is_some() {
-                continue;
-            }
-            let token = Token {
-                index: index as u16,
-                generation: entry.generation,
-            };
-            self.finish::<H>(token, Err(error));
+    /// The number of places.
+    pub(super) fn places(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The channel has ended: finishes the request at place `index`, where there is one, with
+    /// `error`; whom to wake. Where the host has not given the memory back, `kept`, an owned
+    /// buffer stays in its hands.
+    pub(super) fn fail<H: Hal>(&mut self, index: usize, error: Error, kept: bool) -> Option<Waker> {
+        let entry = self.entries.get_mut(index)?;
+        if kept && entry.owned.is_some() {
+            // Its future has to be told that the buffer is lost.
+            return entry.waker.take();
         }
+        let token = Token {
+            index: index as u16,
+            generation: entry.generation,
+        };
+        self.finish::<H>(token, Err(error)).flatten()
+    }
+
+    /// Whoever waits for the request at place `index`, to look why it does not come.
+    pub(super) fn take_waker(&mut self, index: usize) -> Option<Waker> {
+        self.entries.get_mut(index)?.waker.take()
+    }
+
+    /// One of the futures that wait for a place.
+    pub(super) fn take_room_waker(&mut self) -> Option<Waker> {
+        if self.waiting == 0 {
+            return None;
+        }
+        let waker = self.entries.iter_mut().find_map(|e| e.room_waker.take());
+        self.waiting = self.waiting.saturating_sub(1);
+        waker
+    }
+
+    /// Takes a request that is done and that nobody takes.
+    pub(super) fn take_orphan(&mut self) -> Option<Finished<B>> {
+        if self.orphans == 0 {
+            return None;
+        }
+        let done = |e: &Entry<B>| e.state == State::Done && e.taker == Taker::Nobody;
+        let index = self.entries.iter().position(done)?;
+        self.orphans = self.orphans.saturating_sub(1);
+        let generation = self.entries.get(index)?.generation;
+        self.take(Token {
+            index: index as u16,
+            generation,
+        })
     }
 
     /// Takes a finished request that is not in the queue.
@@ -325,6 +409,56 @@ impl<B> Table<[Entry<B>]> {
     pub(super) fn abandon<H: Hal>(&mut self, token: Token) {
         self.finish::<H>(token, Err(Error::Closed));
         self.take(token);
+    }
+}
+
+#[cfg(feature = "async")]
+impl<B> Table<[Entry<B>]> {
+    /// Takes the request of a future where it is done; else `waker` is woken when it is. With it
+    /// comes a waker to drop after the table's lock is released.
+    pub(super) fn take_or_wait(
+        &mut self,
+        token: Token,
+        waker: &Waker,
+    ) -> (Option<Finished<B>>, Option<Waker>) {
+        let finished = self.take(token);
+        let mut before = None;
+        if finished.is_none()
+            && let Some(entry) = self.entries.get_mut(usize::from(token.index))
+            && entry.generation == token.generation
+            && !entry.waker.as_ref().is_some_and(|now| now.will_wake(waker))
+        {
+            before = entry.waker.replace(waker.clone());
+        }
+        (finished, before)
+    }
+
+    /// Has `waker` woken when there may be a place; false where too many wait already.
+    pub(super) fn wait_for_room(&mut self, waker: &Waker) -> bool {
+        let mut wakers = self.entries.iter().filter_map(|e| e.room_waker.as_ref());
+        if wakers.any(|known| known.will_wake(waker)) {
+            return true;
+        }
+        let mut rooms = self.entries.iter_mut().map(|entry| &mut entry.room_waker);
+        let Some(room) = rooms.find(|room| room.is_none()) else {
+            return false;
+        };
+        *room = Some(waker.clone());
+        self.waiting = self.waiting.saturating_add(1);
+        true
+    }
+
+    /// The future of a request was dropped. What was done already comes back, and a waker to drop
+    /// after the table's lock is released.
+    pub(super) fn orphan(&mut self, token: Token) -> (Option<Finished<B>>, Option<Waker>) {
+        let entry = self.entries.get_mut(usize::from(token.index));
+        let waker = entry
+            .filter(|entry| entry.generation == token.generation)
+            .and_then(|entry| {
+                entry.taker = Taker::Nobody;
+                entry.waker.take()
+            });
+        (self.take(token), waker)
     }
 }
 
