@@ -12,6 +12,7 @@ mod disk;
 mod disk_refusals;
 mod durability;
 mod dvd;
+mod either_bus;
 mod endings;
 mod flush;
 mod formats;
@@ -49,6 +50,7 @@ const ALWAYS: &[Topic] = &[
     ("console", console::STORIES),
     ("refusals_of_users", refusals_of_users::STORIES),
     ("guest_services", guest_services::STORIES),
+    ("either_bus", either_bus::STORIES),
     ("endings", endings::STORIES),
     ("durability", durability::STORIES),
 ];

@@ -14,10 +14,9 @@
 //!   interrupt handler, gives the buffer back when the host is done with it. Many requests may be
 //!   in flight, as many as [`StorageMemory`] has places.
 //!
-//! - With the feature `async`, [`read_async`](Storage::read_async),
-//!   [`write_async`](Storage::write_async) and [`flush_async`](Storage::flush_async) are futures
-//!   over owned buffers. They need no executor of a certain kind; an interrupt handler wakes them
-//!   by [`handle_interrupt`](Storage::handle_interrupt).
+//! - With the feature `async`, `read_async`, `write_async` and `flush_async` are futures over
+//!   owned buffers. They need no executor of a certain kind; an interrupt handler wakes them by
+//!   [`handle_interrupt`](Storage::handle_interrupt).
 //!
 //! A buffer may lie anywhere, in any alignment. The host's answers are checked: a completion that
 //! answers nothing is counted and dropped, a length that cannot be is an error.
