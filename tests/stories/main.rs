@@ -17,8 +17,8 @@ mod endings;
 mod flush;
 mod formats;
 mod guest;
-mod iso;
 mod guest_services;
+mod iso;
 mod linux;
 mod linux_backup;
 mod linux_channels;
@@ -36,8 +36,7 @@ use std::process::ExitCode;
 
 use e2e::Topic;
 
-/// Told by every run.
-const ALWAYS: &[Topic] = &[
+const TOPICS: &[Topic] = &[
     ("bed", bed_itself::STORIES),
     ("bed_command", bed_command::STORIES),
     ("check", check::STORIES),
@@ -53,27 +52,18 @@ const ALWAYS: &[Topic] = &[
     ("either_bus", either_bus::STORIES),
     ("endings", endings::STORIES),
     ("durability", durability::STORIES),
-];
-
-/// Stock kernels, told in a soak only: with 7.x the guest's terminal on the serial port stood still
-/// once in six runs, and until that is found these stories would gate by chance.
-const SOAK: &[Topic] = &[
     ("linux", linux::STORIES),
-    ("control", control::STORIES),
-    ("linux_backup", linux_backup::STORIES),
+    ("linux_versions", linux_versions::STORIES),
+    ("linux_smp", linux_smp::STORIES),
     ("linux_disks", linux_disks::STORIES),
     ("linux_channels", linux_channels::STORIES),
     ("linux_services", linux_services::STORIES),
-    ("linux_smp", linux_smp::STORIES),
-    ("linux_versions", linux_versions::STORIES),
+    ("linux_backup", linux_backup::STORIES),
+    ("control", control::STORIES),
     ("formats", formats::STORIES),
     ("dvd", dvd::STORIES),
 ];
 
 fn main() -> ExitCode {
-    let mut topics = ALWAYS.to_vec();
-    if std::env::var_os("VMBUS_SOAK").is_some_and(|value| !value.is_empty()) {
-        topics.extend(SOAK);
-    }
-    e2e::run(&topics)
+    e2e::run(TOPICS)
 }

@@ -50,27 +50,24 @@ fn block_on<F: Future>(future: F) -> F::Output {
 
 /// Polls all futures until all are ready.
 async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let mut futures: Vec<(Pin<Box<F>>, Option<F::Output>)> =
-        futures.into_iter().map(|f| (Box::pin(f), None)).collect();
+    let mut outputs: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
+    let mut futures: Vec<Pin<Box<F>>> = futures.into_iter().map(Box::pin).collect();
     std::future::poll_fn(|context| {
-        for (future, output) in &mut futures {
+        for (future, output) in futures.iter_mut().zip(&mut outputs) {
             if output.is_none()
                 && let Poll::Ready(ready) = future.as_mut().poll(context)
             {
                 *output = Some(ready);
             }
         }
-        if futures.iter().all(|(_, output)| output.is_some()) {
+        if outputs.iter().all(Option::is_some) {
             Poll::Ready(())
         } else {
             Poll::Pending
         }
     })
     .await;
-    futures
-        .into_iter()
-        .filter_map(|(_, output)| output)
-        .collect()
+    outputs.into_iter().flatten().collect()
 }
 
 /// Runs a story with a disk of `DEPTH` places while another thread is the interrupt handler of the
@@ -226,7 +223,9 @@ fn requests_of_all_sizes_and_futures_that_are_dropped_amid_them() {
                     dropped += 1;
                 }
                 if write {
-                    range.for_each(|block| drop(known.remove(&block)));
+                    range.for_each(|block| {
+                        known.remove(&block);
+                    });
                 }
                 continue;
             }
