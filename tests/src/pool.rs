@@ -2,10 +2,14 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use bed::l1::L1;
+use bed::l1::{Drive, L1};
+use bed::provision::debian_root;
 
 /// More L1s than this dying in one run fail it.
 pub const BED_DEATHS_ALLOWED: usize = 2;
+
+/// The name of the disk with Debian's root file system, which all of them have to read.
+pub(crate) const ROOT: &str = "debian-root";
 
 /// Idle L1s; a worker that finds none boots its own, so there are never more than workers.
 #[derive(Default)]
@@ -25,7 +29,9 @@ impl Pool {
         let idle = self.lock().idle.pop();
         match idle {
             Some(l1) => Ok(l1),
-            None => L1::boot(),
+            None => L1::setup()
+                .drive(Drive::read_only(ROOT, debian_root::get()?))
+                .boot(),
         }
     }
 

@@ -8,13 +8,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use bed::l1::{L1, Process};
+use bed::l1::{Command, L1, Process};
 use bed::provision::QemuTools;
+use bed::provision::debian_root;
 use bed::provision::kernel::{Kernel, Series};
 
 use crate::feature::Feature;
-use crate::programs;
 use crate::record::Proof;
+use crate::{pool, programs};
 
 /// Where the programs under test are put in an L1, once.
 const PROGRAMS: &str = "/tmp/bin";
@@ -24,6 +25,17 @@ const QEMU_TOOLS: &str = "/tmp/qemu-tools";
 
 /// For the harness's own small commands in L1.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
+
+/// Where L1 has Debian's programs.
+const DEBIAN: &str = "/debian";
+
+/// Mounts the partition of the disk `$0` for [`Story::debian`], once.
+const MOUNT_DEBIAN: &str = "[ -d /debian ] && exit
+mkdir /debian && mount -t ext4 -o ro,noload ${0}1 /debian && mount --bind /tmp /debian/tmp &&
+    mount --bind /dev /debian/dev && mount --bind /proc /debian/proc";
+
+/// For reading a whole disk image.
+const COPY: Duration = Duration::from_secs(120);
 
 /// The surroundings of one story.
 #[derive(Debug)]
@@ -165,6 +177,44 @@ impl Story {
             .args([&making, QEMU_TOOLS])
             .run(HOUSEKEEPING)?;
         ensure!(moved.status.success(), "mv: {moved}");
+        Ok(())
+    }
+
+    /// A program of Debian that runs in L1, such as `e2fsck`; what is below `/tmp` and `/dev` it
+    /// finds there as well.
+    pub fn debian(&self, program: &str) -> anyhow::Result<Command> {
+        let disk = self.l1.drive(pool::ROOT)?;
+        let mounted = self.l1.shell(MOUNT_DEBIAN).arg(disk).run(HOUSEKEEPING)?;
+        ensure!(mounted.status.success(), "mounting Debian: {mounted}");
+        // By way of `env`, or busybox would run its own program of that name.
+        let command = [DEBIAN, "/usr/bin/env", "PATH=/usr/sbin:/usr/bin", program];
+        Ok(self.l1.command("chroot").args(command))
+    }
+
+    /// A disk of the story's own in L1 with a Debian root file system, to be booted from; its
+    /// path.
+    pub fn debian_root(&self) -> anyhow::Result<String> {
+        let path = self.file("root.img");
+        let copied = self
+            .debian("cp")?
+            .args(["--sparse=always", &self.l1.drive(pool::ROOT)?, &path])
+            .run(COPY)?;
+        ensure!(copied.status.success(), "copying the root: {copied}");
+        Ok(path)
+    }
+
+    /// Checks the file system of a disk that came from [`Story::debian_root`], from outside: it
+    /// must be clean, and its journal empty.
+    pub fn check_debian_root(&self, path: &str) -> anyhow::Result<()> {
+        let partition = format!("{path}?offset={}", debian_root::OFFSET);
+        let checked = self
+            .debian("e2fsck")?
+            .args(["-f", "-n", &partition])
+            .run(COPY)?;
+        ensure!(
+            checked.status.success() && !checked.stdout_text().contains("skipping journal"),
+            "fsck: {checked}"
+        );
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bed::provision::kernel::Series;
-use e2e::{Entry, Story};
+use e2e::{Entry, Feature, Story};
 
 use crate::stock::{Linux, Stock, expect_in_guest, expect_on_host, make_disk, write_and_verify};
 
@@ -14,6 +14,7 @@ pub(crate) const STORIES: &[Entry] = &[
         "four_processors_move_channels",
         four_processors_move_channels,
     ),
+    Entry::new("eight_processors", eight_processors),
 ];
 
 /// One turn of both loads while channels move, on a busy machine.
@@ -36,6 +37,41 @@ fn one_processor_reboots(story: &mut Story) -> anyhow::Result<()> {
     expect_in_guest(&mut linux, &sum)?;
     linux.expect_clean_log()?;
     linux.power_off()?;
+    expect_on_host(story, &disk, &sum)?;
+    for feature in [Feature::OneCpu, Feature::Disk] {
+        story.proves(Series::Linux6_12, feature);
+    }
+    Ok(())
+}
+
+/// As many processors as the bed's one core bears, each with work of its own on the disk.
+fn eight_processors(story: &mut Story) -> anyhow::Result<()> {
+    const CPUS: u64 = 8;
+    let series = Series::Linux6_12;
+    let disk = make_disk(story)?;
+    let mut linux = Stock::new(story, series)
+        .cpus(8)
+        .disk(&disk)
+        .program("bin/load", include_str!("scripts/load.sh"))
+        .program("bin/turns", include_str!("scripts/turns.sh"))
+        .boot()?;
+    let cpus = linux.sh("grep -c ^processor /proc/cpuinfo")?;
+    ensure!(cpus == CPUS.to_string(), "{cpus} processors");
+    let sum = write_and_verify(&mut linux)?;
+    linux.sh(
+        "for cpu in 0 1 2 3 4 5 6 7; do taskset -c $cpu load $((16 + cpu)) & done; echo begun",
+    )?;
+    linux.sh_within("turns 2 16 17 18 19 20 21 22 23", TURN * 4)?;
+    linux.sh_within("touch /tmp/stop; wait", TURN)?;
+    let callbacks = callbacks(&mut linux)?;
+    ensure!(
+        callbacks.len() == CPUS as usize,
+        "interrupts by processor: {callbacks:?}"
+    );
+    expect_in_guest(&mut linux, &sum)?;
+    linux.expect_clean_log()?;
+    linux.power_off()?;
+    story.proves(series, Feature::EightCpus);
     expect_on_host(story, &disk, &sum)
 }
 
@@ -91,7 +127,15 @@ fn four_processors_move_channels(story: &mut Story) -> anyhow::Result<()> {
     expect_in_guest(&mut linux, &sum)?;
     linux.expect_clean_log()?;
     linux.power_off()?;
-    expect_on_host(story, &disk, &sum)
+    expect_on_host(story, &disk, &sum)?;
+    for feature in [
+        Feature::FourCpus,
+        Feature::ChannelsMove,
+        Feature::CpuHotplug,
+    ] {
+        story.proves(Series::Linux6_12, feature);
+    }
+    Ok(())
 }
 
 /// Interrupts by the hypervisor so far, by processor.

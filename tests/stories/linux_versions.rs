@@ -5,20 +5,30 @@
 
 use anyhow::ensure;
 use bed::provision::kernel::Series;
-use e2e::{Entry, Story};
+use e2e::{Entry, Feature, Story};
 
 use crate::stock::{Stock, expect_on_host, make_disk, write_and_verify};
 
 /// 5.3 is what the kernels choose by themselves: see the topic `linux`.
 pub(crate) const STORIES: &[Entry] = &[
-    Entry::new("limited_to_4_0", |story| limited(story, 4, 0)),
-    Entry::new("limited_to_4_1", |story| limited(story, 4, 1)),
-    Entry::new("limited_to_5_0", |story| limited(story, 5, 0)),
-    Entry::new("limited_to_5_1", |story| limited(story, 5, 1)),
-    Entry::new("limited_to_5_2", |story| limited(story, 5, 2)),
+    Entry::new("limited_to_4_0", |story| {
+        limited(story, 4, 0, Feature::Vmbus4_0)
+    }),
+    Entry::new("limited_to_4_1", |story| {
+        limited(story, 4, 1, Feature::Vmbus4_1)
+    }),
+    Entry::new("limited_to_5_0", |story| {
+        limited(story, 5, 0, Feature::Vmbus5_0)
+    }),
+    Entry::new("limited_to_5_1", |story| {
+        limited(story, 5, 1, Feature::Vmbus5_1)
+    }),
+    Entry::new("limited_to_5_2", |story| {
+        limited(story, 5, 2, Feature::Vmbus5_2)
+    }),
 ];
 
-fn limited(story: &mut Story, major: u32, minor: u32) -> anyhow::Result<()> {
+fn limited(story: &mut Story, major: u32, minor: u32, feature: Feature) -> anyhow::Result<()> {
     let disk = make_disk(story)?;
     let limit = (major << 16) | minor;
     let mut linux = Stock::new(story, Series::Linux6_12)
@@ -33,5 +43,6 @@ fn limited(story: &mut Story, major: u32, minor: u32) -> anyhow::Result<()> {
     let sum = write_and_verify(&mut linux)?;
     linux.expect_clean_log()?;
     linux.power_off()?;
+    story.proves(Series::Linux6_12, feature);
     expect_on_host(story, &disk, &sum)
 }

@@ -19,6 +19,7 @@ mod formats;
 mod guest;
 mod guest_services;
 mod iso;
+mod lifecycle;
 mod linux;
 mod linux_backup;
 mod linux_channels;
@@ -53,6 +54,7 @@ const TOPICS: &[Topic] = &[
     ("endings", endings::STORIES),
     ("durability", durability::STORIES),
     ("linux", linux::STORIES),
+    ("lifecycle", lifecycle::STORIES),
     ("linux_versions", linux_versions::STORIES),
     ("linux_smp", linux_smp::STORIES),
     ("linux_disks", linux_disks::STORIES),

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use bed::guest_initramfs::{self, DONE, READY};
+use bed::guest_root_initramfs;
 use bed::l1::{Output, Process, Signal};
+use bed::provision::debian_root;
 use bed::provision::kernel::{Kernel, Series};
 use bed::wire::Stream;
 use e2e::Story;
@@ -19,11 +21,23 @@ pub(crate) const COMMAND: Duration = Duration::from_secs(60);
 /// Power-off, from the command to the end of `host-vsp`.
 const POWER_OFF: Duration = Duration::from_secs(30);
 
+/// Prints what every boot of a kernel chooses anew.
+pub(crate) const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
+
 /// Bytes of the image of [`make_disk`].
 pub(crate) const DISK: u64 = 32 << 20;
 
 /// Bytes that [`write_and_verify`] writes.
 const WRITTEN: u64 = 8 << 20;
+
+/// Boot of Debian to its login, and from there to the shell: 23 to 43 s in an L1 that has a core
+/// of its own.
+const LOGIN: Duration = Duration::from_secs(420);
+
+/// What makes a shell of the login's one of [`bed::guest_initramfs`]. What it prints is quoted
+/// in a way that the line itself, which the terminal shows, does not look like it.
+const SHELL: &str = "stty -echo -onlcr; echo '@@ 'ready; \
+    while read -r line; do eval \"$line\" </dev/null; echo '@@ 'done $?; done";
 
 /// Nothing but where the console is, and less on it.
 const COMMAND_LINE: &str = "console=ttyS0 quiet";
@@ -67,10 +81,12 @@ pub(crate) struct Stock<'a> {
     story: &'a Story,
     series: Series,
     cpus: u32,
+    memory: &'a str,
     command_line: String,
     modules: Vec<&'a str>,
     files: Vec<(&'a str, &'a [u8])>,
     arguments: Vec<String>,
+    debian: bool,
 }
 
 impl<'a> Stock<'a> {
@@ -80,11 +96,23 @@ impl<'a> Stock<'a> {
             story,
             series,
             cpus: 2,
+            memory: "512M",
             command_line: COMMAND_LINE.into(),
             modules: MODULES.to_vec(),
             files: Vec::new(),
             arguments: Vec::new(),
+            debian: false,
         }
+    }
+
+    /// Makes it a Debian with systemd, whose root file system is on the disk image `root` of L1:
+    /// see [`Story::debian_root`]. Modules and programs of [`Stock::module`] and
+    /// [`Stock::program`] are not for it.
+    pub(crate) fn debian(mut self, root: &str) -> Self {
+        self.debian = true;
+        self.memory = "768M";
+        self.append(&format!("root=LABEL={}", debian_root::LABEL))
+            .disk(root)
     }
 
     /// Sets the number of processors.
@@ -135,13 +163,17 @@ impl<'a> Stock<'a> {
     pub(crate) fn boot(self) -> anyhow::Result<Linux> {
         let kernel = Kernel::get(self.series)?;
         let probe = self.story.l2_probe()?;
-        let mut files = self.files;
-        files.push(("bin/probe", &probe));
-        let initramfs = guest_initramfs::build(&kernel, &self.modules, &files)?;
+        let initramfs = if self.debian {
+            guest_root_initramfs::build(&kernel, &[("probe", &probe)])?
+        } else {
+            let mut files = self.files;
+            files.push(("bin/probe", &probe));
+            guest_initramfs::build(&kernel, &self.modules, &files)?
+        };
         let path = self.story.file("initramfs");
         self.story.l1().put_bytes(&initramfs, &path)?;
         let process = self.story.host_vsp(
-            ["run", "--memory", "512M", "--serial", "stdio"]
+            ["run", "--memory", self.memory, "--serial", "stdio"]
                 .map(str::to_owned)
                 .into_iter()
                 .chain(["--kernel".into(), self.story.kernel_of(self.series)?])
@@ -150,7 +182,11 @@ impl<'a> Stock<'a> {
                 .chain(["--cpus".into(), self.cpus.to_string()])
                 .chain(self.arguments),
         )?;
-        let mut linux = Linux { process, read: 0 };
+        let mut linux = Linux {
+            process,
+            read: 0,
+            debian: self.debian,
+        };
         linux.wait_ready()?;
         Ok(linux)
     }
@@ -161,11 +197,22 @@ pub(crate) struct Linux {
     process: Process,
     /// How much of standard output belongs to commands before.
     read: usize,
+    debian: bool,
 }
 
 impl Linux {
     /// Waits for the shell, after a start or restart.
     pub(crate) fn wait_ready(&mut self) -> anyhow::Result<()> {
+        if self.debian {
+            self.process
+                .expect("login: ", LOGIN)
+                .context("waiting for Debian's login")?;
+            self.type_line("root")?;
+            self.process
+                .expect("root@debian:~# ", LOGIN)
+                .context("waiting for root's shell")?;
+            self.type_line(SHELL)?;
+        }
         self.process
             .expect_line_on(Stream::Stdout, READY, BOOT)
             .context("waiting for the guest's shell")?;
@@ -288,8 +335,13 @@ impl Linux {
 
     /// Powers off, which must end `host-vsp` well; what it said.
     pub(crate) fn power_off(mut self) -> anyhow::Result<Output> {
-        self.type_line("poweroff -f")?;
-        let output = self.process.finish(POWER_OFF)?;
+        let (command, limit) = if self.debian {
+            ("systemctl poweroff", LOGIN)
+        } else {
+            ("poweroff -f", POWER_OFF)
+        };
+        self.type_line(command)?;
+        let output = self.process.finish(limit)?;
         ensure!(output.status.success(), "power-off: {output}");
         Ok(output)
     }

@@ -54,6 +54,7 @@ mod cpio;
 mod error;
 pub mod guest_command;
 pub mod guest_initramfs;
+pub mod guest_root_initramfs;
 mod initramfs;
 pub mod l1;
 pub mod numbered;

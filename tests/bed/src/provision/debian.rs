@@ -109,6 +109,28 @@ fn kernel_parts(apt: &Apt, meta: &str) -> Result<Vec<String>> {
 
 /// Downloads, checks and unpacks `packages` into `dir`, with a list of what they were.
 fn fetch(apt: &Apt, title: &str, packages: &[Package], dir: &Path) -> Result<()> {
+    let list = download(apt, title, packages, dir, |_, file| {
+        output_of(Command::new("dpkg-deb").arg("-x").arg(file).arg(dir)).map(drop)
+    })?;
+    for unwanted in UNWANTED {
+        let path = dir.join(unwanted);
+        if path.is_dir() {
+            fs::remove_dir_all(&path).at(&path)?;
+        }
+    }
+    let path = dir.join("packages.txt");
+    fs::write(&path, list).at(&path)
+}
+
+/// Downloads and checks `packages`, in a directory below `dir`, and has `each` take its file,
+/// which is removed then. Returns a list of what they were.
+pub(super) fn download(
+    apt: &Apt,
+    title: &str,
+    packages: &[Package],
+    dir: &Path,
+    mut each: impl FnMut(&Package, &Path) -> Result<()>,
+) -> Result<String> {
     let megabytes = packages.iter().map(|package| package.size).sum::<u64>() / 1_000_000;
     let title = format!(
         "fetching {title}, {megabytes} MB in {} packages",
@@ -129,7 +151,10 @@ fn fetch(apt: &Apt, title: &str, packages: &[Package], dir: &Path) -> Result<()>
         );
         apt.download(batch, &downloads)?;
         for package in batch {
-            unpack(package, &downloads.join(&package.file), dir)?;
+            let file = downloads.join(&package.file);
+            check(package, &file)?;
+            each(package, &file)?;
+            fs::remove_file(&file).at(&file)?;
             list.push_str(&format!(
                 "{} {} {}\n",
                 package.name(),
@@ -140,30 +165,21 @@ fn fetch(apt: &Apt, title: &str, packages: &[Package], dir: &Path) -> Result<()>
         }
     }
     fs::remove_dir_all(&downloads).at(&downloads)?;
-    for unwanted in UNWANTED {
-        let path = dir.join(unwanted);
-        if path.is_dir() {
-            fs::remove_dir_all(&path).at(&path)?;
-        }
-    }
-    let path = dir.join("packages.txt");
-    fs::write(&path, list).at(&path)?;
     step.done("");
-    Ok(())
+    Ok(list)
 }
 
-/// Checks a downloaded package and unpacks it into `dir`.
-fn unpack(package: &Package, file: &Path, dir: &Path) -> Result<()> {
+/// Checks that a downloaded file is the package.
+fn check(package: &Package, file: &Path) -> Result<()> {
     let sha256 = sha256_of(file)?;
-    if sha256 != package.sha256 {
-        return Err(Error::Setup(format!(
-            "{} has SHA-256 {sha256}, the signed index says {}: the mirror or the way to it is \
-             damaged, try again or set VMBUS_MIRROR to another",
-            package.uri, package.sha256
-        )));
+    if sha256 == package.sha256 {
+        return Ok(());
     }
-    output_of(Command::new("dpkg-deb").arg("-x").arg(file).arg(dir))?;
-    fs::remove_file(file).at(file)
+    Err(Error::Setup(format!(
+        "{} has SHA-256 {sha256}, the signed index says {}: the mirror or the way to it is \
+         damaged, try again or set VMBUS_MIRROR to another",
+        package.uri, package.sha256
+    )))
 }
 
 /// The SHA-256 of a file, in lower-case hexadecimal.
@@ -179,11 +195,12 @@ pub fn sha256_of(path: &Path) -> Result<String> {
             Err(error) => return Err(error).at(path),
         }
     }
-    Ok(hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(hexadecimal(&hasher.finalize()))
+}
+
+/// Bytes in lower-case hexadecimal.
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

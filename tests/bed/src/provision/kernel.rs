@@ -138,6 +138,20 @@ impl Kernel {
         Ok(loading.modules)
     }
 
+    /// The lists that Debian keeps beside the modules and `depmod` reads, by file name.
+    pub(crate) fn lists(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        let mut lists = Vec::new();
+        for name in [
+            "modules.order",
+            "modules.builtin",
+            "modules.builtin.modinfo",
+        ] {
+            let path = self.modules.join(name);
+            lists.push((name, fs::read(&path).at(&path)?));
+        }
+        Ok(lists)
+    }
+
     fn builtin(&self) -> Result<BTreeSet<String>> {
         let path = self.modules.join("modules.builtin");
         let list = fs::read_to_string(&path).at(&path)?;

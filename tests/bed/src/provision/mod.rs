@@ -6,6 +6,7 @@
 
 mod apt;
 pub mod debian;
+pub mod debian_root;
 mod hyperv_daemons;
 pub mod kernel;
 pub mod kernel_rustc;
@@ -32,5 +33,6 @@ pub fn everything() -> Result<()> {
     busybox()?;
     hyperv_daemons()?;
     rust_src::bare_metal_route()?;
+    debian_root::get()?;
     Ok(())
 }
