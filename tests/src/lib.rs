@@ -41,4 +41,4 @@ pub use feature::Feature;
 pub use pool::BED_DEATHS_ALLOWED;
 pub use record::{Proof, Record};
 pub use runner::{Entry, Topic, run};
-pub use story::Story;
+pub use story::{Story, is_soak};

@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bed::l1::{Command, L1, Process};
-use bed::provision::QemuTools;
-use bed::provision::debian_root;
 use bed::provision::kernel::{Kernel, Series};
+use bed::provision::{QemuTools, debian_root};
 
 use crate::feature::Feature;
 use crate::record::Proof;
@@ -240,7 +239,7 @@ impl Story {
     }
 }
 
-/// Whether long counts are asked for.
-pub(crate) fn is_soak() -> bool {
+/// Whether long counts, and the stories that take long, are asked for.
+pub fn is_soak() -> bool {
     env::var_os("VMBUS_SOAK").is_some_and(|value| !value.is_empty())
 }

@@ -7,7 +7,7 @@ use bed::guest_root_initramfs;
 use bed::provision::kernel::{Kernel, Series};
 use e2e::{Entry, Feature, Story};
 
-use crate::linux::verified_io;
+use crate::debian::verified_io;
 use crate::stock::{BOOT_ID, Stock};
 
 pub(crate) const STORIES: &[Entry] = &[

@@ -14,8 +14,10 @@ pub(crate) const STORIES: &[Entry] = &[
         "four_processors_move_channels",
         four_processors_move_channels,
     ),
-    Entry::new("eight_processors", eight_processors),
 ];
+
+/// Told in a soak: on one core they take long.
+pub(crate) const MANY: &[Entry] = &[Entry::new("eight_processors", eight_processors)];
 
 /// One turn of both loads while channels move, on a busy machine.
 const TURN: Duration = Duration::from_secs(24);

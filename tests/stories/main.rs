@@ -8,6 +8,7 @@ mod console;
 mod contact;
 mod control;
 mod ctl;
+mod debian;
 mod disk;
 mod disk_refusals;
 mod durability;
@@ -54,7 +55,6 @@ const TOPICS: &[Topic] = &[
     ("endings", endings::STORIES),
     ("durability", durability::STORIES),
     ("linux", linux::STORIES),
-    ("lifecycle", lifecycle::STORIES),
     ("linux_versions", linux_versions::STORIES),
     ("linux_smp", linux_smp::STORIES),
     ("linux_disks", linux_disks::STORIES),
@@ -66,6 +66,18 @@ const TOPICS: &[Topic] = &[
     ("dvd", dvd::STORIES),
 ];
 
+/// Told in a soak only: a Debian with systemd takes minutes on a busy machine, and the first run
+/// makes its root file system.
+const SOAK: &[Topic] = &[
+    ("debian", debian::STORIES),
+    ("lifecycle", lifecycle::STORIES),
+    ("linux_smp", linux_smp::MANY),
+];
+
 fn main() -> ExitCode {
-    e2e::run(TOPICS)
+    let mut topics = TOPICS.to_vec();
+    if e2e::is_soak() {
+        topics.extend(SOAK);
+    }
+    e2e::run(&topics)
 }

@@ -33,6 +33,5 @@ pub fn everything() -> Result<()> {
     busybox()?;
     hyperv_daemons()?;
     rust_src::bare_metal_route()?;
-    debian_root::get()?;
     Ok(())
 }
