@@ -89,7 +89,7 @@ fn comes_and_goes(
     controller: &str,
     removed: &str,
 ) -> anyhow::Result<()> {
-    on_host(story, "head -c 1M /dev/urandom >hot.img")?;
+    on_host(story, "head -c 1m /dev/urandom >hot.img")?;
     let path = story.file("hot.img");
     let disk = format!("path={path},id=hot,controller={controller},serial={serial}");
     ctl.call(&["add-disk", &disk])?;

@@ -14,8 +14,8 @@ pub(crate) const STORIES: &[Entry] = &[Entry::new("kinds_of_disks", kinds_of_dis
 const SERIES: Series = Series::Linux6_12;
 
 /// Makes the images: two with data, one to be written, one to be emptied, one to grow.
-const IMAGES: &str = "head -c 8M /dev/urandom >only-read.img; head -c 8M /dev/urandom >far.img; \
-                      truncate -s 32M native.img; head -c 32M /dev/urandom >full.img; \
+const IMAGES: &str = "head -c 8m /dev/urandom >only-read.img; head -c 8m /dev/urandom >far.img; \
+                      truncate -s 32M native.img; head -c 32m /dev/urandom >full.img; \
                       truncate -s 16M grows.img";
 
 /// The disks: what comes after `path=`.
@@ -156,7 +156,7 @@ fn native(story: &Story, linux: &mut Linux) -> anyhow::Result<()> {
         ensure!(is == expected, "{what} is {is}, not {expected}");
     }
     linux.sh(&format!(
-        "head -c 4M /dev/urandom >/tmp/data && \
+        "head -c 4m /dev/urandom >/tmp/data && \
          dd if=/tmp/data of=/dev/{name} bs=4k seek=1000 oflag=direct 2>/dev/null && \
          dd if=/dev/{name} of=/tmp/back bs=4k skip=1000 count=1024 iflag=direct 2>/dev/null && \
          cmp /tmp/data /tmp/back && rm /tmp/data /tmp/back"
@@ -267,7 +267,7 @@ fn discards(story: &Story, linux: &mut Linux) -> anyhow::Result<()> {
     ensure!(empty < MEGABYTE, "after blkdiscard it takes {empty} KiB");
     linux.sh(&format!(
         "mke2fs -b 4096 /dev/{name} >/dev/null && mount -t ext4 /dev/{name} /mnt && \
-         head -c 16M /dev/urandom >/mnt/file && sync"
+         head -c 16m /dev/urandom >/mnt/file && sync"
     ))?;
     let written = used()?;
     ensure!(
