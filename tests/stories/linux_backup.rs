@@ -110,21 +110,25 @@ fn the_guest_describes_itself(linux: &mut Linux, ctl: &Ctl<'_>) -> anyhow::Resul
 /// The host writes, the guest reads; and the other way round.
 fn a_pair_for_the_guest(linux: &mut Linux, ctl: &Ctl<'_>) -> anyhow::Result<()> {
     const POOL: &str = "/var/lib/hyperv/.kvp_pool_0";
-    let read = format!("tr -s '\\0' ' ' <{POOL}");
+    // A record: 512 bytes of key, 2048 of value; each ends with its first zero.
+    let read = format!(
+        "head -c 512 {POOL} | tr '\\0' '\\n' | head -n 1; \
+         tail -c +513 {POOL} | tr '\\0' '\\n' | head -n 1"
+    );
     ctl.call(&["kvp", "set", "role", "grün & 2nd"])?;
     let pool = linux.sh(&read)?;
-    ensure!(pool.trim() == "role grün & 2nd", "the guest has {pool:?}");
+    ensure!(pool == "role\ngrün & 2nd", "the guest has {pool:?}");
     ctl.call(&["kvp", "set", "role", "other"])?;
     let pair = ctl.json(&["kvp", "get", "--pool", "external", "role"])?;
     ensure!(pair["value"] == "other", "{pair}");
     let pool = linux.sh(&read)?;
-    ensure!(pool.trim() == "role other", "the guest has {pool:?}");
+    ensure!(pool == "role\nother", "the guest has {pool:?}");
     ctl.call(&["kvp", "delete", "role"])?;
     let missing = ctl.refused(&["kvp", "delete", "role"])?;
     ensure!(missing.contains("no key \"role\""), "{missing}");
     let pool = linux.sh(&read)?;
     ensure!(pool.trim().is_empty(), "the guest has {pool:?}");
-    // A record of the guest's own pool: 512 bytes of key, 2048 of value.
+    // A record of the guest's own pool.
     linux.sh(
         "printf mood | dd of=/var/lib/hyperv/.kvp_pool_1 bs=512 conv=sync 2>/dev/null; \
          printf good | dd bs=2048 conv=sync 2>/dev/null >>/var/lib/hyperv/.kvp_pool_1",
