@@ -61,14 +61,14 @@ const TOPICS: &[Topic] = &[
     ("linux_channels", linux_channels::STORIES),
     ("linux_services", linux_services::STORIES),
     ("linux_backup", linux_backup::STORIES),
-    ("control", control::STORIES),
     ("formats", formats::STORIES),
     ("dvd", dvd::STORIES),
 ];
 
 /// Told in a soak only: a Debian with systemd takes minutes on a busy machine, and the first run
-/// makes its root file system.
+/// makes its root file system; the story of the API under load was not yet seen to end there.
 const SOAK: &[Topic] = &[
+    ("control", control::STORIES),
     ("debian", debian::STORIES),
     ("lifecycle", lifecycle::STORIES),
     ("linux_smp", linux_smp::MANY),
