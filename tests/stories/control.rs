@@ -2,7 +2,7 @@
 //! works.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bed::provision::kernel::Series;
@@ -143,17 +143,8 @@ fn bytes(story: &Story, ctl: &Ctl<'_>, bytes: &[u8]) -> anyhow::Result<String> {
     let talk = talk.args(["unix", ctl.socket()]);
     let talk = talk.spawn()?;
     talk.write(bytes)?;
-    let begin = Instant::now();
-    loop {
-        // The server closes; our end stays open until then, as a browser's does.
-        if talk.status().is_some() || begin.elapsed() > COMMAND {
-            break;
-        }
-        if String::from_utf8_lossy(&talk.stdout()).contains("\r\n\r\n") {
-            talk.close_stdin()?;
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
+    // The probe's own end of the socket stays open until the server closes.
+    talk.close_stdin()?;
     Ok(talk.finish(COMMAND)?.stdout_text())
 }
 
