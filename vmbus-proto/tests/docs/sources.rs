@@ -89,6 +89,9 @@ fn search_file(text: &str, modules: &[&str], found: &mut impl FnMut(&[&str])) {
             block = None;
         } else if word("#[repr(").is_some() {
             wire = true;
+        } else if word("struct ").or(word("enum ")).is_some() {
+            // A private type: whatever it is made of is told where that is.
+            wire = false;
         }
         let name = word("pub const ").filter(|name| name.starts_with(char::is_uppercase));
         let name = name.or_else(|| {
