@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use bed::provision::kernel::Series;
-use e2e::{Entry, Story};
+use e2e::{Entry, Feature, Story};
 
 use crate::ctl::Ctl;
 use crate::iso;
@@ -100,5 +100,6 @@ fn dvd(story: &mut Story) -> anyhow::Result<()> {
 
     linux.expect_clean_log()?;
     linux.power_off()?;
+    story.proves(Series::Linux6_12, Feature::Dvd);
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use bed::provision::kernel::Series;
-use e2e::{Entry, Story};
+use e2e::{Entry, Feature, Story};
 use serde_json::Value;
 
 use crate::stock::{COMMAND, Linux, Stock};
@@ -122,5 +122,8 @@ fn formats(story: &mut Story) -> anyhow::Result<()> {
     let line = format!("dd if=raw bs={CLUSTER} skip={SEEK} count={COUNT} 2>/dev/null | sha256sum");
     let read = in_l1(story, &line)?;
     ensure!(read.starts_with(sum), "written {sum}, the image has {read}");
+    for feature in [Feature::Qcow2, Feature::Vhd, Feature::Vhdx] {
+        story.proves(Series::Linux6_12, feature);
+    }
     Ok(())
 }

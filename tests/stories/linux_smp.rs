@@ -40,7 +40,7 @@ fn one_processor_reboots(story: &mut Story) -> anyhow::Result<()> {
     linux.expect_clean_log()?;
     linux.power_off()?;
     expect_on_host(story, &disk, &sum)?;
-    for feature in [Feature::OneCpu, Feature::Disk] {
+    for feature in [Feature::OneCpu, Feature::Disk, Feature::Reboot] {
         story.proves(Series::Linux6_12, feature);
     }
     Ok(())
