@@ -75,27 +75,39 @@ fn formats(story: &mut Story) -> anyhow::Result<()> {
     ))?;
     let written = linux.sh("sha256sum </tmp/data")?;
     let (sum, _) = written.split_once(' ').context("no checksum")?;
-    let disks = ["sda", "sdb", "sdc", "sdd"];
-    for disk in disks {
+    // Linux names them in the order in which they happen to answer.
+    let mut disks = Vec::new();
+    for lun in 0..IMAGES.len() {
+        disks.push(linux.sh(&format!(
+            "for d in /sys/block/sd?; do case $(readlink -f $d/device) in *:{lun}) basename $d;; \
+             esac; done"
+        ))?);
+    }
+    for disk in &disks {
         write(&mut linux, disk, SEEK)?;
     }
     // Only the first gives anything back, and it reads as zeros.
-    let thin = linux.sh("cat /sys/block/sd[a-d]/queue/discard_max_bytes")?;
-    let thin: Vec<bool> = thin.lines().map(|line| line != "0").collect();
-    ensure!(thin == [true, false, false, false], "discard: {thin:?}");
-    write(&mut linux, "sda", DISCARDED)?;
+    for (lun, disk) in disks.iter().enumerate() {
+        let most = linux.sh(&format!("cat /sys/block/{disk}/queue/discard_max_bytes"))?;
+        ensure!(
+            (most != "0") == (lun == 0),
+            "LUN {lun} discards {most} bytes"
+        );
+    }
+    let thin = &disks[0];
+    write(&mut linux, thin, DISCARDED)?;
     let full = clusters(story, IMAGES[0].0)?;
     let (from, length) = (DISCARDED * CLUSTER, COUNT * CLUSTER);
-    linux.sh(&format!("blkdiscard -o {from} -l {length} /dev/sda"))?;
+    linux.sh(&format!("blkdiscard -o {from} -l {length} /dev/{thin}"))?;
     linux.sh("echo 3 >/proc/sys/vm/drop_caches")?;
-    for disk in disks {
+    for disk in &disks {
         let read = linux.sh(&format!(
             "dd if=/dev/{disk} bs={CLUSTER} skip={SEEK} count={COUNT} 2>/dev/null | sha256sum"
         ))?;
         ensure!(read.starts_with(sum), "{disk}: written {sum}, read {read}");
     }
     linux.sh(&format!(
-        "dd if=/dev/sda bs={CLUSTER} skip={DISCARDED} count={COUNT} 2>/dev/null | \
+        "dd if=/dev/{thin} bs={CLUSTER} skip={DISCARDED} count={COUNT} 2>/dev/null | \
          cmp -n {length} - /dev/zero"
     ))?;
     linux.expect_clean_log()?;
