@@ -73,8 +73,8 @@ pub enum Action {
     Reset,
     /// Add a disk while the machine runs
     AddDisk {
-        /// The image or block device, and how it is used
-        #[arg(value_name = cli::disk::FIELDS)]
+        /// The image or block device, and how it is used: keys as of `run --disk`
+        #[arg(value_name = cli::disk::USAGE)]
         disk: cli::Disk,
     },
     /// Remove a disk, or a controller with its disks

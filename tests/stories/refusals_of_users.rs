@@ -171,7 +171,7 @@ fn disks(story: &mut Story) -> anyhow::Result<()> {
         --disk path=                                                   | 2 | "path=" is not path=FILE | run --help
         --disk readonly=on                                             | 2 | path is missing | path=FILE
         --disk path=disk.img,cache=none                                | 2 | "cache=none" is not | readonly=on
-        --disk path=disk.img,readonly=yes                              | 2 | "readonly=yes" is not | readonly=on
+        --disk path=disk.img,readonly=yes                              | 2 | readonly is on or off | "yes"
         --disk path=disk.img,lun=first                                 | 2 | lun is a number | "first"
         --disk path=disk.img,lun=64                                    | 1 | no LUN 64 | from 0 to 63
         --disk path=disk.img,lun=3 --disk path=other.img,lun=3         | 1 | LUN 3 already has a disk | use another one

@@ -5,8 +5,12 @@ use std::str::FromStr;
 use host_vsp::api::model::{DiskConfig, DiskType};
 use host_vsp::storage::Format;
 
-/// What a disk is described by, for usage lines and messages.
-pub const FIELDS: &str = "path=FILE[,type=disk|dvd][,format=raw|qcow2|vhd|vhdx][,readonly=on][,backing_files=on][,id=NAME][,controller=scsiN][,lun=N][,block-size=4096][,serial=TEXT]";
+/// How a disk is described, for usage lines.
+pub const USAGE: &str = "path=FILE[,KEY=VALUE]...";
+
+/// What may follow the path, for messages.
+const KEYS: &str = "type=disk|dvd, format=raw|qcow2|vhd|vhdx, readonly=on, backing_files=on, \
+                    id=NAME, controller=scsiN, lun=N, block-size=4096, serial=TEXT";
 
 /// A disk as it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +39,7 @@ impl FromStr for Disk {
                     config.block_size = Some(number("block-size", value)?);
                 }
                 Some(("serial", value)) => config.serial = Some(value.into()),
-                _ => return Err(format!("{field:?} is not one of {FIELDS}")),
+                _ => return Err(format!("{field:?} is not path=FILE, {KEYS}")),
             }
         }
         let is_dvd = config.kind == DiskType::Dvd;
