@@ -103,9 +103,11 @@ fn four_processors_move_channels(story: &mut Story) -> anyhow::Result<()> {
     linux.sh("turns 2 16 20")?;
     linux.sh("touch /tmp/stop; wait")?;
     let rounds: u64 = linux.sh("cat /tmp/rounds")?.parse()?;
+    // A round takes each channel to four processors.
+    let moves = 4 * rounds;
     ensure!(
-        rounds > turns,
-        "only {rounds} rounds of moves in {turns} turns of I/O"
+        moves > turns,
+        "each channel moved only {moves} times in {turns} turns of I/O"
     );
 
     // Each processor gets the interrupts of the channels that are its own. One may serve two

@@ -1,6 +1,6 @@
 //! The table in `docs/guests.md`: guest kernel and feature, each cell made by a story that passed.
 //!
-//! The stories' [`Record`] is the truth. [`check`] holds the document against it; [`write`] brings
+//! The stories' [`Record`] is the truth. [`check`] holds the document against it; [`write()`] brings
 //! the document up to it. The exact versions of the kernels stand in the document too, and are not
 //! compared, since they move without anybody here doing anything.
 

@@ -25,11 +25,11 @@ use super::BLOCK_SIZE;
 /// Storage of one disk.
 ///
 /// The calls wait: they are made on the storage engine's threads, several at a time. Offsets and
-/// lengths are in bytes, multiples of [`BLOCK_SIZE`](super::BLOCK_SIZE), and within
+/// lengths are in bytes, multiples of [`BLOCK_SIZE`], and within
 /// [`size`](Self::size); buffers are guest memory in any number of pieces of any length and
 /// alignment, which together are as long as the transfer.
 pub trait Backend: Send + Sync {
-    /// Size in bytes: a multiple of [`BLOCK_SIZE`](super::BLOCK_SIZE), not 0. It never shrinks.
+    /// Size in bytes: a multiple of [`BLOCK_SIZE`], not 0. It never shrinks.
     fn size(&self) -> u64;
 
     /// Makes the disk larger, to `size` bytes; what is new reads as zeros. Called while others read
