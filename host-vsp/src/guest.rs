@@ -44,8 +44,8 @@ impl Guest {
     }
 
     pub fn kvp_get(&self, pool: KvpPool, key: &str) -> Result<KvpPair, Error> {
-        // Not by asking for the key: the pool Auto can be enumerated only, and Linux looks for the
-        // value four bytes too late in its daemon's answer to such a question.
+        // Not by asking for the key: the pool Auto can be enumerated only, and Linux 6.12 was seen
+        // to answer such a question with an empty value.
         let pairs = self.kvp_list(pool)?;
         let found = pairs.into_iter().find(|pair| pair.key == key);
         found.ok_or_else(|| no_key(pool, key))

@@ -72,8 +72,8 @@ impl Kvp {
         self.0.is_ready()
     }
 
-    /// The value of `key`, or `None` where it is not there. Linux (6.12) answers with the value
-    /// but for its first four bytes: [`enumerate`](Self::enumerate) there.
+    /// The value of `key`, or `None` where it is not there. Linux 6.12 was seen to answer with an
+    /// empty value: [`enumerate`](Self::enumerate) there.
     ///
     /// # Errors
     /// The key is too long, or the guest did not answer well.
