@@ -7,11 +7,11 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use host_vsp::api::client::{CallError, call};
 use host_vsp::api::model::{
-    Disk, DiskConfig, DiskType, EjectMedium, InsertMedium, RemoveDevice, ResizeDisk, TypeText,
-    VmInfo,
+    Disk, DiskConfig, DiskType, EjectMedium, InsertMedium, Net, NetConfig, RemoveDevice,
+    ResizeDisk, SetLink, TypeText, VmInfo,
 };
 use hyper::Method;
 use serde::Serialize;
@@ -77,7 +77,20 @@ pub enum Action {
         #[arg(value_name = cli::disk::USAGE)]
         disk: cli::Disk,
     },
-    /// Remove a disk, or a controller with its disks
+    /// Add a network adapter while the machine runs
+    AddNet {
+        /// Where its cable leads, and what it is like
+        #[arg(value_name = cli::net::FIELDS)]
+        net: cli::Net,
+    },
+    /// Plug the cable of a network adapter in, or pull it
+    SetLink {
+        /// Its name, as `info` tells it
+        id: String,
+        /// What it shall be
+        link: Link,
+    },
+    /// Remove a disk, a controller with its disks, or a network adapter
     RemoveDevice {
         /// Its name, as `info` tells it
         id: String,
@@ -109,6 +122,15 @@ pub enum Action {
     },
 }
 
+/// A network adapter's cable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Link {
+    /// Plugged in
+    Up,
+    /// Pulled
+    Down,
+}
+
 impl Ctl {
     /// Does it, and prints what there is to see.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
@@ -128,6 +150,10 @@ impl Ctl {
             (Action::AddDisk { .. }, _) => {
                 let disk: Disk = serde_json::from_value(answer)?;
                 writeln!(stdout, "{}", disk.id)
+            }
+            (Action::AddNet { .. }, _) => {
+                let net: Net = serde_json::from_value(answer)?;
+                writeln!(stdout, "{}", net.id)
             }
             _ => {
                 let mut lines = String::new();
@@ -168,6 +194,22 @@ impl Ctl {
                     ..disk.clone()
                 };
                 self.put_body("vm.add-disk", &config)
+            }
+            Action::AddNet { net: cli::Net(net) } => {
+                let socket = net.socket.as_ref();
+                let socket = socket.map(|path| std::path::absolute(path).unwrap_or(path.clone()));
+                let config = NetConfig {
+                    socket,
+                    ..net.clone()
+                };
+                self.put_body("vm.add-net", &config)
+            }
+            Action::SetLink { id, link } => {
+                let link = SetLink {
+                    id: id.clone(),
+                    up: *link == Link::Up,
+                };
+                self.put_body("vm.set-link", &link)
             }
             Action::RemoveDevice { id } => {
                 self.put_body("vm.remove-device", &RemoveDevice { id: id.clone() })
@@ -238,6 +280,16 @@ fn describe(info: &VmInfo) -> String {
             if disk.readonly { ", read-only" } else { "" },
             disk.format,
             path.display(),
+        ));
+    }
+    for net in &config.net {
+        text.push_str(&format!(
+            "net      {} to {}: {}, MTU {}{}\n",
+            net.id,
+            net.leads_to,
+            net.mac,
+            net.mtu,
+            if net.up { "" } else { ", pulled" },
         ));
     }
     text

@@ -19,6 +19,7 @@ pub mod layout;
 pub mod machine;
 pub mod manager;
 pub mod memory;
+pub mod network;
 pub mod output;
 pub mod platform;
 pub mod rtc;

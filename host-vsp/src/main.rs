@@ -20,7 +20,7 @@ use host_vsp::files::{self, OutputFile};
 use host_vsp::ic;
 use host_vsp::keyboard::Keyboard;
 use host_vsp::machine::{self, Config, Machine, Outcome, ResetCause};
-use host_vsp::manager::{Manager, OpenDisk};
+use host_vsp::manager::{Manager, OpenDisk, OpenNet};
 use host_vsp::output::Output;
 use host_vsp::platform::Options;
 use host_vsp::terminal::GuestTerminal;
@@ -135,6 +135,11 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
         .iter()
         .map(|cli::Disk(disk)| OpenDisk::open(disk.clone()))
         .collect::<Result<Vec<_>, _>>()?;
+    let nets = options
+        .nets
+        .iter()
+        .map(|cli::Net(net)| OpenNet::open(net.clone()))
+        .collect::<Result<Vec<_>, _>>()?;
     let socket = options
         .api_socket
         .as_deref()
@@ -184,6 +189,9 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
     obedience.begin(signals).context("no thread for signals")?;
     for disk in disks {
         manager.attach(disk)?;
+    }
+    for net in nets {
+        manager.plug(net)?;
     }
     if let Some(console) = console {
         machine.bus().offer(Box::new(Console::new(console)))?;

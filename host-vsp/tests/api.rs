@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use host_vsp::api::client::{CallError, Hold, call};
 use host_vsp::api::model::{
     Counters, CpusConfig, Crash, Disk, DiskConfig, DiskType, Freeze, GuestInfo, Heartbeat, KvpPair,
-    KvpPool, MemoryConfig, PayloadConfig, Ping, RemoveDevice, ResizeDisk, State, VmConfig, VmInfo,
+    KvpPool, MemoryConfig, Net, NetConfig, PayloadConfig, Ping, RemoveDevice, ResizeDisk, SetLink,
+    State, VmConfig, VmInfo,
 };
 use host_vsp::api::{Error, Server, Vm};
 use host_vsp::freezer::Frozen;
@@ -62,6 +63,16 @@ fn a_pair() -> KvpPair {
     }
 }
 
+fn a_net() -> Net {
+    Net {
+        id: "net0".into(),
+        mac: "02:15:5d:00:00:07".into(),
+        mtu: 9000,
+        leads_to: "tap tap0".into(),
+        up: true,
+    }
+}
+
 impl Vm for Fake {
     fn info(&self) -> Result<VmInfo, Error> {
         self.note("info")?;
@@ -71,6 +82,7 @@ impl Vm for Fake {
                 memory: MemoryConfig { size: 512 << 20 },
                 payload: PayloadConfig::default(),
                 disks: vec![a_disk()],
+                net: vec![a_net()],
             },
             state: State::Paused,
             memory_actual_size: 512 << 20,
@@ -116,6 +128,15 @@ impl Vm for Fake {
     fn add_disk(&self, disk: &DiskConfig) -> Result<Disk, Error> {
         self.note(format!("add {disk:?}"))?;
         Ok(a_disk())
+    }
+
+    fn add_net(&self, net: &NetConfig) -> Result<Net, Error> {
+        self.note(format!("add {net:?}"))?;
+        Ok(a_net())
+    }
+
+    fn set_link(&self, id: &str, up: bool) -> Result<(), Error> {
+        self.note(format!("link {id} {up}"))
     }
 
     fn remove_device(&self, id: &str) -> Result<(), Error> {
@@ -311,6 +332,20 @@ fn every_call_reaches_the_machine() {
     assert_eq!(api.last(), "insert dvd0 /iso false");
     put("vm.eject-medium", &json!({"id": "dvd0", "force": true}));
     assert_eq!(api.last(), "eject dvd0 true");
+    let net = NetConfig {
+        tap: Some("tap0".into()),
+        mtu: Some(9000),
+        ..NetConfig::default()
+    };
+    let added = put("vm.add-net", &serde_json::to_value(&net).unwrap());
+    assert_eq!(added, serde_json::to_value(a_net()).unwrap());
+    assert_eq!(api.last(), format!("add {net:?}"));
+    let link = SetLink {
+        id: "net0".into(),
+        up: false,
+    };
+    put("vm.set-link", &serde_json::to_value(link).unwrap());
+    assert_eq!(api.last(), "link net0 false");
     put("vm.type-text", &json!({"text": "a\nb"}));
     assert_eq!(api.last(), r#"type "a\nb""#);
     put(

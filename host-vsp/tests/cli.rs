@@ -311,6 +311,17 @@ fn bad_input_is_refused_before_anything_is_touched() {
         ("--disk path=disk.img,cache=none", 2, "readonly=on"),
         ("--disk path=disk.img,block-size=4K", 2, "is a number"),
         ("--disk path=disk.img,block-size=1024", 1, "use 512 or 4096"),
+        ("--net tap=no-such-tap", 1, "ip tuntap add no-such-tap"),
+        ("--net tap=much-too-long-for-a-tap", 1, "1 to 15 letters"),
+        ("--net socket=nope", 1, "start the other end first"),
+        ("--net socket=log,listen=on", 1, "cannot be listened at"),
+        ("--net nowhere", 2, "tap=NAME"),
+        ("--net mtu=1500", 2, "where the cable leads"),
+        ("--net user,mtu=67", 2, "from 68 to 9000"),
+        ("--net user,mtu=70000", 2, "from 68 to 9000"),
+        ("--net user,mac=02:00:00:00:00", 2, "six pairs"),
+        ("--net user,mac=03:00:00:00:00:01", 2, "one station"),
+        ("--net user,forward=80", 2, "tcp:8080:80"),
     ];
     for (arguments, code, says) in cases {
         let output = files.run(&arguments.split(' ').collect::<Vec<_>>());
@@ -320,6 +331,18 @@ fn bad_input_is_refused_before_anything_is_touched() {
     let long = "x".repeat(70_000);
     let sentence = refusal(&files.run(&["--cmdline", &long]), 1);
     assert!(sentence.contains("longer than 65535 bytes"), "{sentence}");
+    files.assert_untouched();
+}
+
+#[test]
+fn a_net_without_its_program_is_refused() {
+    let files = Files::new();
+    let mut command = program(["run"]);
+    command.args(["--kernel", "kernel", "--net", "user"]);
+    command.env("PATH", files.dir.path());
+    let output = finish(command.current_dir(files.dir.path()));
+    let sentence = refusal(&output, 1);
+    assert!(sentence.contains("passt is not installed"), "{sentence}");
     files.assert_untouched();
 }
 

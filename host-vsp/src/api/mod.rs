@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use crate::freezer::Frozen;
 use crate::machine::NotNow;
-use model::{Counters, Disk, DiskConfig, GuestInfo, KvpPair, KvpPool, VmInfo};
+use model::{Counters, Disk, DiskConfig, GuestInfo, KvpPair, KvpPool, Net, NetConfig, VmInfo};
 use socket::{BindError, Socket};
 
 /// How long calls that are being answered may hold up the end.
@@ -93,7 +93,11 @@ pub trait Vm: Send + Sync {
     fn reset(&self) -> Result<(), Error>;
     /// Adds a disk.
     fn add_disk(&self, disk: &DiskConfig) -> Result<Disk, Error>;
-    /// Removes a disk, or a controller with its disks.
+    /// Adds a network adapter.
+    fn add_net(&self, net: &NetConfig) -> Result<Net, Error>;
+    /// Plugs a network adapter's cable in, or pulls it.
+    fn set_link(&self, id: &str, up: bool) -> Result<(), Error>;
+    /// Removes a disk, a controller with its disks, or a network adapter.
     fn remove_device(&self, id: &str) -> Result<(), Error>;
     /// Puts the image at `path` into a DVD drive.
     fn insert_medium(&self, id: &str, path: &Path, force: bool) -> Result<(), Error>;

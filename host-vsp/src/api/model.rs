@@ -231,6 +231,8 @@ pub struct VmConfig {
     pub payload: PayloadConfig,
     /// Its disks, in the order of controllers and LUNs.
     pub disks: Vec<Disk>,
+    /// Its network adapters.
+    pub net: Vec<Net>,
 }
 
 /// Processors.
@@ -338,11 +340,66 @@ pub struct DiskConfig {
     pub serial: Option<String>,
 }
 
+/// A network adapter that is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Net {
+    /// Its name, for `vm.remove-device` and `vm.set-link`.
+    pub id: String,
+    /// Its address.
+    pub mac: String,
+    /// The largest MTU that the guest may use.
+    pub mtu: u32,
+    /// Where its cable leads: `user`, `tap` and a name, or `socket` and a path.
+    pub leads_to: String,
+    /// Whether its cable is plugged in.
+    pub up: bool,
+}
+
+/// Body of `vm.add-net`. Where it names neither tap nor socket, the cable leads to passt, which is
+/// started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// A tap of the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
+    /// A Unix stream socket that carries frames, each after its length in four bytes, the highest
+    /// first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub socket: Option<PathBuf>,
+    /// Wait at the socket for another one, instead of connecting to who does.
+    #[serde(default)]
+    pub listen: bool,
+    /// Ports of the host that are the guest's, such as `tcp:8080:80`; only to passt.
+    #[serde(default)]
+    pub forwards: Vec<String>,
+    /// Its address; one by chance by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// The largest MTU that the guest may use, from 68 to 9000; by default 1500.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Its name; by default `net` and a number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+}
+
+/// Body of `vm.set-link`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetLink {
+    /// The network adapter.
+    pub id: String,
+    /// Whether its cable shall be plugged in.
+    pub up: bool,
+}
+
 /// Body of `vm.remove-device`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveDevice {
-    /// A disk, or a controller with all its disks.
+    /// A disk, a controller with all its disks, or a network adapter.
     pub id: String,
 }
 

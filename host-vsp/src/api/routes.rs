@@ -16,7 +16,8 @@ use utoipa_axum::routes;
 
 use super::model::{
     Counters, Disk, DiskConfig, EjectMedium, Freeze, GuestInfo, InsertMedium, KvpDelete, KvpGet,
-    KvpList, KvpPair, KvpSet, Ping, Problem, RemoveDevice, ResizeDisk, TypeText, VmInfo,
+    KvpList, KvpPair, KvpSet, Net, NetConfig, Ping, Problem, RemoveDevice, ResizeDisk, SetLink,
+    TypeText, VmInfo,
 };
 use super::{Error, Vm, held};
 
@@ -58,6 +59,8 @@ pub fn router(vm: Arc<dyn Vm>) -> Router {
         .routes(routes!(reboot))
         .routes(routes!(reset))
         .routes(routes!(add_disk))
+        .routes(routes!(add_net))
+        .routes(routes!(set_link))
         .routes(routes!(remove_device))
         .routes(routes!(insert_medium))
         .routes(routes!(eject_medium))
@@ -348,8 +351,36 @@ async fn add_disk(vm: Machine, body: Body) -> Response {
     }
 }
 
-/// Removes a disk, or a controller with its disks, and tells the guest. When this is answered,
-/// what the guest wrote is in the image, and the image is free.
+/// Adds a network adapter, and tells the guest.
+#[utoipa::path(put, path = "/vm.add-net", request_body = NetConfig, responses(
+    (status = 200, body = Net),
+    (status = 400, body = Problem, description = "The net cannot be used."),
+    (status = 409, body = Problem, description = "The name is taken."),
+))]
+async fn add_net(vm: Machine, body: Body) -> Response {
+    match parse::<NetConfig>(body) {
+        Ok(net) => call(vm, move |vm| vm.add_net(&net))
+            .await
+            .map(Json)
+            .into_response(),
+        Err((status, error)) => problem(status, error),
+    }
+}
+
+/// Plugs a network adapter's cable in or pulls it, and tells the guest.
+#[utoipa::path(put, path = "/vm.set-link", request_body = SetLink, responses(
+    (status = 204, description = "It is so."),
+    (status = 404, body = Problem, description = "There is no such adapter."),
+))]
+async fn set_link(vm: Machine, body: Body) -> Response {
+    match parse::<SetLink>(body) {
+        Ok(link) => done(vm, move |vm| vm.set_link(&link.id, link.up)).await,
+        Err((status, error)) => problem(status, error),
+    }
+}
+
+/// Removes a disk, a controller with its disks, or a network adapter, and tells the guest. When
+/// this is answered, what the guest wrote is in the image, and the image is free.
 #[utoipa::path(put, path = "/vm.remove-device", request_body = RemoveDevice, responses(
     (status = 204, description = "It is gone."),
     (status = 400, body = Problem),

@@ -60,7 +60,7 @@ fn format(name: &str) -> Result<Format, String> {
 }
 
 /// A field that is on or off.
-fn switch(name: &str, value: &str) -> Result<bool, String> {
+pub(super) fn switch(name: &str, value: &str) -> Result<bool, String> {
     match value {
         "on" => Ok(true),
         "off" => Ok(false),
@@ -75,7 +75,7 @@ fn number<T: FromStr>(name: &str, value: &str) -> Result<T, String> {
 }
 
 /// The fields between commas; two commas stand for one within a field.
-fn fields(text: &str) -> Vec<String> {
+pub(super) fn fields(text: &str) -> Vec<String> {
     let mut fields = vec![String::new()];
     let mut rest = text.chars().peekable();
     while let Some(c) = rest.next() {

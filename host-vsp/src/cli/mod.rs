@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod disk;
+pub mod net;
 mod values;
 
 use std::ffi::OsString;
@@ -13,6 +14,7 @@ use host_vsp::files::Use;
 
 use crate::ctl::Ctl;
 pub use disk::Disk;
+pub use net::Net;
 use values::{Boot, OnReset, count, port};
 pub use values::{Console, Serial, Size};
 
@@ -111,6 +113,11 @@ pub struct Run {
     /// drive, and the image its medium
     #[arg(long = "disk", value_name = disk::USAGE)]
     pub disks: Vec<Disk>,
+
+    /// A network adapter, and where its cable leads: user needs nothing but the program passt; may
+    /// be given several times
+    #[arg(long = "net", value_name = net::FIELDS)]
+    pub nets: Vec<Net>,
 
     /// The VMBus console: stdio, pty or file=PATH [default: none]
     #[arg(long, value_name = "WHERE")]
@@ -337,6 +344,9 @@ mod tests {
             "host-vsp ctl",
             "host-vsp ctl --api-socket s",
             "host-vsp ctl --api-socket s dance",
+            "host-vsp ctl --api-socket s set-link net0 sideways",
+            "host-vsp run --kernel k --net user,mtu=67",
+            "host-vsp run --kernel k --net user,mac=x",
             "host-vsp ctl --api-socket s add-disk readonly=on",
             "host-vsp ctl --api-socket s resize-disk disk0 7",
             "host-vsp dance",

@@ -3,6 +3,7 @@
 //! Disks have names (`disk0`) and places: a controller (`scsi0`) and a LUN there. A controller is
 //! offered to the guest when it gets its first disk and stays until it is removed by name.
 
+mod net;
 mod unit;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use vmbus_proto::scsi::SECTOR;
 
 use crate::api::model::{
     Counters, CpusConfig, Disk, DiskConfig, DiskType, GuestInfo, Heartbeat, KvpPair, KvpPool,
-    MemoryConfig, PayloadConfig, State, VmConfig, VmInfo,
+    MemoryConfig, Net, NetConfig, PayloadConfig, State, VmConfig, VmInfo,
 };
 use crate::api::{Error, Vm};
 use crate::freezer::Frozen;
@@ -26,6 +27,7 @@ use crate::keyboard::Keyboard;
 use crate::machine::{Machine, RunState};
 use crate::storage::{AttachError, ChangeError, Controller, ControllerHandle, Format, Medium};
 use crate::vmbus::DeviceId;
+pub use net::OpenNet;
 pub use unit::OpenDisk;
 use unit::{OpenUnit, What};
 
@@ -38,7 +40,7 @@ const FIRST_CONTROLLER: &str = "scsi0";
 /// How long a guest may take to say that it will shut down.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A machine and its disks by name.
+/// A machine and its devices by name.
 pub struct Manager {
     machine: Arc<Machine>,
     payload: PayloadConfig,
@@ -53,6 +55,7 @@ struct Devices {
     /// By number: `scsi` and the number is the name.
     controllers: BTreeMap<u16, Place>,
     disks: BTreeMap<String, Attached>,
+    nets: BTreeMap<String, net::Plugged>,
 }
 
 /// A controller on the bus.
@@ -112,7 +115,11 @@ impl Manager {
     pub fn attach(&self, disk: OpenDisk) -> Result<Disk, Error> {
         let OpenDisk { config, unit } = disk;
         let mut devices = self.devices();
-        let id = devices.name(config.id, config.kind)?;
+        let kind = match config.kind {
+            DiskType::Disk => "disk",
+            DiskType::Dvd => "dvd",
+        };
+        let id = devices.name(config.id, kind)?;
         let controller = config.controller.as_deref().unwrap_or(FIRST_CONTROLLER);
         let number = controller_number(controller).ok_or_else(|| {
             let last = controller_name(MAX_CONTROLLERS - 1);
@@ -232,16 +239,13 @@ impl Manager {
 }
 
 impl Devices {
-    /// The name of a new disk.
-    fn name(&self, wish: Option<String>, kind: DiskType) -> Result<String, Error> {
+    /// The name of a new device, by default `kind` and a number.
+    fn name(&self, wish: Option<String>, kind: &str) -> Result<String, Error> {
+        let taken = |id: &str| self.disks.contains_key(id) || self.nets.contains_key(id);
         let Some(id) = wish else {
-            let kind = match kind {
-                DiskType::Disk => "disk",
-                DiskType::Dvd => "dvd",
-            };
             let mut names = (0_u64..).map(|number| format!("{kind}{number}"));
-            let free = names.find(|name| !self.disks.contains_key(name));
-            return free.ok_or_else(|| Error::Conflict("there are too many disks".into()));
+            let free = names.find(|name| !taken(name));
+            return free.ok_or_else(|| Error::Conflict("there are too many devices".into()));
         };
         let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if id.is_empty() || id.len() > 64 || !id.chars().all(is_word) {
@@ -249,7 +253,7 @@ impl Devices {
                 "{id:?} is no name for a device: use letters, digits, '-', '_' and '.', at most 64"
             )));
         }
-        if self.disks.contains_key(&id) || controller_number(&id).is_some() {
+        if taken(&id) || controller_number(&id).is_some() {
             return Err(Error::Conflict(format!(
                 "there is already a device {id}: give this one another name"
             )));
@@ -260,7 +264,7 @@ impl Devices {
     fn disk(&self, id: &str) -> Result<&Attached, Error> {
         self.disks.get(id).ok_or_else(|| {
             Error::NotFound(format!(
-                "there is no disk {id:?}: vm.info lists what there is"
+                "there is no device {id:?}: vm.info lists what there is"
             ))
         })
     }
@@ -375,6 +379,11 @@ impl Vm for Manager {
                 },
                 payload: self.payload.clone(),
                 disks,
+                net: devices
+                    .nets
+                    .iter()
+                    .map(|(id, net)| net.describe(id))
+                    .collect(),
             },
             state: self.state(),
             memory_actual_size: config.memory,
@@ -510,11 +519,32 @@ impl Vm for Manager {
         self.attach(OpenDisk::open(disk.clone())?)
     }
 
+    fn add_net(&self, net: &NetConfig) -> Result<Net, Error> {
+        self.still_there()?;
+        self.plug(OpenNet::open(net.clone())?)
+    }
+
+    fn set_link(&self, id: &str, up: bool) -> Result<(), Error> {
+        let devices = self.devices();
+        let net = devices.nets.get(id).ok_or_else(|| {
+            Error::NotFound(format!(
+                "there is no network adapter {id:?}: vm.info lists what there is"
+            ))
+        })?;
+        net.set_link(up);
+        Ok(())
+    }
+
     fn remove_device(&self, id: &str) -> Result<(), Error> {
         self.still_there()?;
         let mut devices = self.devices();
         if let Some(number) = controller_number(id) {
             return self.remove_controller(&mut devices, number);
+        }
+        if let Some(net) = devices.nets.remove(id) {
+            // Nobody may add another one in its place before it has ended.
+            self.machine.bus().rescind(net.device());
+            return Ok(());
         }
         let disk = devices.disk(id)?;
         let (handle, lun) = (devices.handle(disk)?.clone(), disk.lun);

@@ -10,6 +10,7 @@
 use vmbus_proto::packet::{Outgoing, Packet};
 use vmbus_proto::ring::{Consumer, Corrupt, Producer, SendError, Signal};
 
+use super::lent::{Lent, LentTable};
 use super::ring_memory::GuestRing;
 use super::trace::Hex;
 use crate::memory::GuestMemory;
@@ -34,6 +35,7 @@ pub struct Channel {
     to_host: Consumer<GuestRing>,
     to_guest: Producer<GuestRing>,
     memory: Arc<dyn GuestMemory>,
+    lent: Arc<LentTable>,
     signal: bool,
     /// Whether the last attempt to receive since [`mask`](Self::mask) found nothing.
     drained: bool,
@@ -52,15 +54,28 @@ impl Channel {
             to_host,
             to_guest,
             memory,
+            lent: Arc::default(),
             signal: false,
             drained: false,
             must_poll: false,
         }
     }
 
+    /// The same channel, whose device finds the guest's GPADLs in `table`.
+    #[must_use]
+    pub(crate) fn with_lent(mut self, table: &Arc<LentTable>) -> Self {
+        self.lent = Arc::clone(table);
+        self
+    }
+
     /// Guest RAM, for transfers that packets describe.
     pub fn memory(&self) -> &Arc<dyn GuestMemory> {
         &self.memory
+    }
+
+    /// The memory that the guest lends by a GPADL of this handle, if there is one.
+    pub fn lent(&self, gpadl: u32) -> Option<Lent> {
+        self.lent.find(gpadl, &self.memory)
     }
 
     /// Takes the next packet, copied into `buffer` and checked.

@@ -423,7 +423,8 @@ impl Server {
         };
         let corrupt = |error: vmbus_proto::ring::Corrupt| error.to_string();
         let (to_host, to_guest) = (to_host.map_err(corrupt)?, to_guest.map_err(corrupt)?);
-        let channel = Channel::new(to_host, to_guest, Arc::clone(memory));
+        let channel = Channel::new(to_host, to_guest, Arc::clone(memory))
+            .with_lent(self.bus.gpadls().table());
         let doorbell = self.doorbells.open(request.relid);
         let doorbell = doorbell.map_err(|error| error.to_string())?;
         Ok((channel, doorbell))

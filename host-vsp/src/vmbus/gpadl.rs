@@ -15,6 +15,7 @@ use vmbus_proto::PAGE_SIZE;
 use vmbus_proto::gpa::GpaRanges;
 use vmbus_proto::message::{GpadlBodyHeader, GpadlHeaderHeader};
 
+use super::lent::{LentTable, TableHandle};
 use crate::memory::GuestMemory;
 
 /// Most GPADLs at a time, complete or not. Windows and Linux have a handful for each channel.
@@ -61,6 +62,16 @@ impl Gpadl {
     fn page_count(&self) -> usize {
         self.ranges.iter().map(|range| range.pages.len()).sum()
     }
+
+    /// Puts it where devices find it. Those know buffers of one range that begins with its first
+    /// page, as guests make them.
+    fn lend(&self, handle: u32, table: &LentTable) {
+        if let [range] = self.ranges.as_slice()
+            && range.byte_offset == 0
+        {
+            table.lend(handle, range.byte_count as usize, &range.pages);
+        }
+    }
 }
 
 /// A GPADL whose messages are still coming.
@@ -82,6 +93,9 @@ pub struct Gpadls {
     /// Pages in the established ones, and announced by the others: what is remembered of a GPADL
     /// is at most twice its pages' list, so this bounds all of it.
     pages: usize,
+    /// What devices see of the established ones.
+    #[serde(skip)]
+    table: TableHandle,
 }
 
 /// A GPADL came to its end, well or badly: what GPADL_CREATED has to say.
@@ -203,8 +217,18 @@ impl Gpadls {
         };
         // No more than were announced, and there was room for those.
         self.pages = self.pages.saturating_add(new.page_count());
+        new.lend(gpadl, &self.table.0);
         self.established.insert(gpadl, new);
         Ok(())
+    }
+
+    /// The table in which devices find the established ones.
+    pub(super) fn table(&self) -> &Arc<LentTable> {
+        // A state that was saved comes without it.
+        for (&handle, gpadl) in &self.established {
+            gpadl.lend(handle, &self.table.0);
+        }
+        &self.table.0
     }
 
     /// The established GPADL `gpadl`.
@@ -219,11 +243,13 @@ impl Gpadls {
         }
     }
 
-    /// Forgets the established GPADL `gpadl`; whether there was one.
+    /// Forgets the established GPADL `gpadl`; whether there was one. When this returns, no device
+    /// uses its memory.
     pub fn remove(&mut self, gpadl: u32) -> bool {
         let Some(old) = self.established.remove(&gpadl) else {
             return false;
         };
+        self.table.0.take_back(gpadl);
         self.pages = self.pages.saturating_sub(old.page_count());
         true
     }

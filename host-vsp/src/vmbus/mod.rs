@@ -15,6 +15,7 @@ pub mod channel;
 mod control;
 mod doorbell;
 pub mod gpadl;
+pub mod lent;
 pub mod ring_memory;
 mod server;
 mod state;
