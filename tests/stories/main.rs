@@ -25,6 +25,7 @@ mod linux;
 mod linux_backup;
 mod linux_channels;
 mod linux_disks;
+mod linux_network;
 mod linux_services;
 mod linux_smp;
 mod linux_versions;

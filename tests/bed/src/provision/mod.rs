@@ -11,12 +11,14 @@ mod hyperv_daemons;
 pub mod kernel;
 pub mod kernel_rustc;
 mod l1_kernel;
+mod passt;
 mod qemu;
 mod qemu_tools;
 pub mod rust_src;
 
 pub use hyperv_daemons::hyperv_daemons;
 pub use l1_kernel::busybox;
+pub use passt::Passt;
 pub use qemu::Qemu;
 pub use qemu_tools::QemuTools;
 
@@ -32,6 +34,7 @@ pub fn everything() -> Result<()> {
     }
     busybox()?;
     hyperv_daemons()?;
+    Passt::get()?;
     rust_src::bare_metal_route()?;
     Ok(())
 }
