@@ -431,6 +431,7 @@ fn the_description_has_every_call_and_only_those() {
         calls,
         [
             "/api/v1/vm.add-disk",
+            "/api/v1/vm.add-net",
             "/api/v1/vm.counters",
             "/api/v1/vm.eject-medium",
             "/api/v1/vm.freeze",
@@ -448,6 +449,7 @@ fn the_description_has_every_call_and_only_those() {
             "/api/v1/vm.reset",
             "/api/v1/vm.resize-disk",
             "/api/v1/vm.resume",
+            "/api/v1/vm.set-link",
             "/api/v1/vm.shutdown",
             "/api/v1/vm.thaw",
             "/api/v1/vm.type-text",

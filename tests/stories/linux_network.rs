@@ -51,6 +51,20 @@ fn on_host(story: &Story, line: &str) -> anyhow::Result<String> {
     Ok(output.stdout_text().trim().to_owned())
 }
 
+/// Loads a module, and what it needs, into L1's kernel.
+fn load(story: &Story, name: &str) -> anyhow::Result<()> {
+    for module in Kernel::get(Series::Linux6_12)?.modules(&[name])? {
+        let path = story.file("module.ko");
+        story.l1().put_bytes(&module.bytes, &path)?;
+        let name = module.name.replace('-', "_");
+        on_host(
+            story,
+            &format!("[ -d /sys/module/{name} ] || insmod {path}"),
+        )?;
+    }
+    Ok(())
+}
+
 /// A tap in L1 with an address and a DHCP server, until this is dropped.
 struct Tap<'a> {
     story: &'a Story,
@@ -59,15 +73,7 @@ struct Tap<'a> {
 
 impl<'a> Tap<'a> {
     fn new(story: &'a Story) -> anyhow::Result<Self> {
-        for module in Kernel::get(Series::Linux6_12)?.modules(&["tun"])? {
-            let path = story.file("module.ko");
-            story.l1().put_bytes(&module.bytes, &path)?;
-            let name = module.name;
-            on_host(
-                story,
-                &format!("[ -d /sys/module/{name} ] || insmod {path}"),
-            )?;
-        }
+        load(story, "tun")?;
         on_host(
             story,
             &format!(

@@ -70,6 +70,7 @@ const TOPICS: &[Topic] = &[
 const SOAK: &[Topic] = &[
     ("linux_disks", linux_disks::STORIES),
     ("linux_channels", linux_channels::STORIES),
+    ("linux_network", linux_network::STORIES),
     ("control", control::STORIES),
     ("debian", debian::STORIES),
     ("lifecycle", lifecycle::STORIES),

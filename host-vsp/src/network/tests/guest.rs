@@ -55,13 +55,16 @@ pub(super) struct Guest {
     early: Vec<Incoming>,
 }
 
+/// Messages of RNDIS, each with the offset of its section.
+pub(super) type Messages = Vec<(u32, Vec<u8>)>;
+
 /// A packet of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Incoming {
     /// An answer: transaction id and message.
     Answer(u64, Vec<u8>),
     /// Messages of RNDIS: transaction id, channel, where each is and its bytes.
-    Rndis(u64, u32, Vec<(u32, Vec<u8>)>),
+    Rndis(u64, u32, Messages),
 }
 
 pub(super) fn config(mtu: u32) -> Config {
@@ -372,7 +375,7 @@ impl Guest {
     }
 
     /// Takes one packet with messages of RNDIS.
-    pub(super) fn take_rndis(&mut self) -> Option<(u64, u32, Vec<(u32, Vec<u8>)>)> {
+    pub(super) fn take_rndis(&mut self) -> Option<(u64, u32, Messages)> {
         let is_rndis = |incoming: &Incoming| matches!(incoming, Incoming::Rndis(..));
         if let Some(at) = self.early.iter().position(is_rndis) {
             match self.early.remove(at) {
