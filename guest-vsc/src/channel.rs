@@ -22,7 +22,7 @@ use crate::bus::{Expected, Offer, Slot, Turn, VmBus};
 use crate::clock::Deadline;
 use crate::error::{Error, Waited};
 use crate::hal::Hal;
-use crate::shared::Ring;
+use crate::shared::{Dma, Ring};
 use crate::sync::IrqMutex;
 
 /// How to open a channel.
@@ -51,6 +51,9 @@ impl Default for OpenOptions {
     }
 }
 
+/// Most buffers that a channel lends to the host besides its rings: netvsp has two.
+const MAX_LENT: usize = 2;
+
 /// [`Channel::state`]: packets may go both ways.
 const OPEN: u32 = 0;
 /// [`Channel::state`]: the host wrote what cannot be; only closing is left.
@@ -69,6 +72,8 @@ pub struct Channel<'b, H: Hal> {
     /// Whether the channel has an event port of its own.
     dedicated: bool,
     gpadl: u32,
+    /// GPADLs of what was lent besides the rings; 0 where there is none.
+    lent: [AtomicU32; MAX_LENT],
     state: AtomicU32,
     /// What broke the channel, where it is broken.
     broken_by: IrqMutex<H, Option<Corrupt>>,
@@ -125,6 +130,7 @@ impl<'b, H: Hal> Channel<'b, H> {
             connection_id: offer.connection_id.get(),
             dedicated: offer.dedicated_interrupt.get() & 1 != 0,
             gpadl: 0,
+            lent: [const { AtomicU32::new(0) }; MAX_LENT],
             // Dropped before it is open, it has nothing to close.
             state: AtomicU32::new(CLOSED),
             broken_by: IrqMutex::new(None),
@@ -185,6 +191,28 @@ impl<'b, H: Hal> Channel<'b, H> {
         self.bus
             .answer(turn, Waited::Open, Some(self.slot), self.bus.deadline())?
             .success()
+    }
+
+    /// Lends `memory` to the host, besides the rings, until the channel is closed: it is the guest's
+    /// again only where [`close`](Self::close) says so. Returns the GPADL by which the host knows
+    /// it. Waits for the host.
+    ///
+    /// # Errors
+    /// The host refuses or is silent. Where it refuses, the memory is not lent.
+    pub(crate) fn lend(&self, memory: &Dma<H>) -> Result<u32, Error> {
+        self.check()?;
+        let free = |place: &&AtomicU32| place.load(Ordering::Relaxed) == 0;
+        let place = self.lent.iter().find(free).ok_or(Error::OutOfMemory)?;
+        let turn = self.bus.turn()?;
+        memory.lend();
+        let made = self.bus.create_gpadl(&turn, self.slot, memory.pfns());
+        let gpadl = made.inspect_err(|error| {
+            if matches!(error, Error::Refused(..) | Error::TooLong) {
+                memory.reclaim();
+            }
+        })?;
+        place.store(gpadl, Ordering::Relaxed);
+        Ok(gpadl)
     }
 
     /// The bus.
@@ -340,7 +368,7 @@ impl<'b, H: Hal> Channel<'b, H> {
             .success()
     }
 
-    /// Closes the channel and takes the rings back. Waits for the host. A second call says the same
+    /// Closes the channel and takes the rings, and what else was lent, back. Waits for the host. A second call says the same
     /// as the first, and does not return before that is done either: after this call, whoever
     /// makes it, the host has let go of the memory or has not said so in time.
     ///
@@ -381,6 +409,12 @@ impl<'b, H: Hal> Channel<'b, H> {
         self.bus.teardown_gpadl(turn, self.slot, self.gpadl)?;
         self.to_host.with(|ring| ring.memory().dma().reclaim());
         self.to_guest.with(|ring| ring.memory().dma().reclaim());
+        for lent in &self.lent {
+            let gpadl = lent.load(Ordering::Relaxed);
+            if gpadl != 0 {
+                self.bus.teardown_gpadl(turn, self.slot, gpadl)?;
+            }
+        }
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Drop-in drivers for Hyper-V's synthetic devices, for kernels, unikernels and firmware.
 //!
 //! `no_std`; the heap is optional. A kernel implements [`Hal`], six short functions in the manner
-//! of the `virtio-drivers` crate, and gets a bus, disks and a console:
+//! of the `virtio-drivers` crate, and gets a bus, disks, network adapters and a console:
 //!
 //! ```no_run
 //! use core::fmt::Write;
@@ -50,14 +50,16 @@
 //! # Map
 //! - [`hal`]: what a kernel has to provide. [`hypervisor`]: finding Hyper-V, and hypercalls.
 //! - [`bus`]: version, offers, messages and interrupts. [`channel`]: rings and doorbells.
-//! - [`storage`], [`console`], [`keyboard`], [`ic`]: the devices.
+//! - [`storage`], [`network`], [`console`], [`keyboard`], [`ic`]: the devices.
 //! - [`clock`], [`crash`]: the hypervisor's own clock, and telling it of a crash.
 //!
 //! # Features
 //! None is on by default, and none needs `std`.
-//! - `alloc`: `Box<[u8]>` and `Vec<u8>` as buffers of requests in flight.
+//! - `alloc`: `Box<[u8]>` and `Vec<u8>` as buffers of requests in flight; frames in buffers of their
+//!   own, as `VirtIONet` has them.
 //! - `async`: requests as futures.
 //! - `virtio-drivers`: the kernel's `impl virtio_drivers::Hal` serves these drivers too.
+//! - `smoltcp`: [`network`] adapters as devices of that TCP/IP stack.
 //!
 //! # Rules
 //! All methods take `&self` and work from any processor. Those whose documentation says *never
@@ -83,6 +85,7 @@
 extern crate alloc;
 
 mod arch;
+mod buffer;
 pub mod bus;
 pub mod channel;
 pub mod clock;
@@ -94,10 +97,12 @@ pub mod hal;
 pub mod hypervisor;
 pub mod ic;
 pub mod keyboard;
+pub mod network;
 mod shared;
 pub mod storage;
 mod sync;
 mod synic;
+mod token;
 #[cfg(feature = "virtio-drivers")]
 pub mod virtio;
 

@@ -43,6 +43,9 @@
 //! | `unsafe read_blocks_nb(id, &mut req, &mut buf, &mut resp)`, `peek_used`, `unsafe complete_read_blocks(..)` | [`submit_read(id, buffer)`](crate::storage::Storage::submit_read), which takes the buffer, and [`poll`](crate::storage::Storage::poll), which gives it back; nothing unsafe |
 //! | `ack_interrupt()` | [`VmBus::handle_interrupt`](crate::VmBus::handle_interrupt), one for all devices of the processor |
 //! | `VirtIOConsole::send_bytes`, `recv(pop)`, `fmt::Write` | [`Console::write`](crate::console::Console::write), [`try_read`](crate::console::Console::try_read), `fmt::Write` |
+//! | `VirtIONet::new(transport, buf_len)`, `mac_address()` | [`Network::open`](crate::network::Network::open) of an offer, `mac_address()` |
+//! | `can_recv()`, `receive()` (`NotReady` where there is none), `recycle_rx_buffer(buf)` | the same on `&self`, with the feature `alloc`; `receive()` is `Ok(None)` where there is none; without a heap [`try_receive(&mut buf)`](crate::network::Network::try_receive) |
+//! | `can_send()`, `new_tx_buffer(len)`, `send(buf)` | the same, but `send` does not wait until the frame is sent; without a heap [`try_send(&buf)`](crate::network::Network::try_send) |
 //! | `VirtIOInput::pop_pending_event` | [`Keyboard::try_read`](crate::keyboard::Keyboard::try_read) |
 //! | queues of a size in the code | [`StorageMemory<H, B, REQUESTS>`](crate::storage::StorageMemory), [`OpenOptions`](crate::channel::OpenOptions) |
 //!

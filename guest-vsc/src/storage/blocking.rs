@@ -11,10 +11,10 @@ use core::ptr::NonNull;
 use vmbus_proto::scsi::{Cdb, SenseKey};
 use vmbus_proto::storvsp::{DATA_IN, DATA_NONE, DATA_OUT, Srb, VstorPacket};
 
-use super::buffer::Buffer;
 use super::error::outcome;
 use super::request::Taker;
 use super::{SECTOR_SIZE, Storage, StorageError, Token};
+use crate::buffer::Buffer;
 use crate::error::{Error, Waited};
 use crate::hal::{BufferDirection, Hal};
 

@@ -12,10 +12,10 @@ use core::task::{Context, Poll, Waker};
 use vmbus_proto::scsi::Cdb;
 use vmbus_proto::storvsp::{DATA_NONE, Srb, VstorPacket};
 
-use super::buffer::Buffer;
 use super::error::outcome;
-use super::request::{Finished, Taker, Token};
-use super::{Storage, StorageError};
+use super::request::{Finished, Taker};
+use super::{Storage, StorageError, Token};
+use crate::buffer::Buffer;
 use crate::error::Error;
 use crate::hal::{BufferDirection, Hal};
 

@@ -6,8 +6,8 @@ use vmbus_proto::PAGE_SIZE;
 use vmbus_proto::scsi::{Capacity, Cdb, MODE_DEVICE_WRITE_PROTECT, PAGE_ALL};
 use vmbus_proto::storvsp::{Operation, ProtocolVersion, VstorPacket, status};
 
-use super::buffer::{Buffer, MAX_PAGES};
-use super::{Data, SECTOR_SIZE, Storage, StorageError};
+use super::{Data, MAX_PAGES, SECTOR_SIZE, Storage, StorageError};
+use crate::buffer::Buffer;
 use crate::error::Error;
 use crate::hal::Hal;
 

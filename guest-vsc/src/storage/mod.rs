@@ -22,19 +22,19 @@
 //! answers nothing is counted and dropped, a length that cannot be is an error.
 
 mod blocking;
-mod buffer;
 mod error;
 #[cfg(feature = "async")]
 mod future;
 mod identify;
 mod request;
 
+pub use crate::buffer::Buffer;
+pub use crate::token::Token;
 pub use blocking::Data;
-pub use buffer::Buffer;
 pub use error::StorageError;
 #[cfg(feature = "async")]
 pub use future::Request;
-pub use request::{StorageMemory, Token};
+pub use request::StorageMemory;
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::task::Waker;
@@ -52,7 +52,6 @@ use crate::clock::Deadline;
 use crate::error::{Error, Waited};
 use crate::hal::{BufferDirection, Hal};
 use crate::sync::IrqMutex;
-use buffer::{MAX_PAGES, Mapping};
 use error::outcome;
 use request::{Entry, Finished, Table, Taker};
 
@@ -61,6 +60,12 @@ pub use vmbus_proto::storvsp::SCSI_CLASS as CLASS;
 
 /// Bytes of a sector, the unit of addresses and of [`Storage::capacity`].
 pub const SECTOR_SIZE: usize = 512;
+
+/// Pages that one request can name: 256 KiB wherever they begin.
+const MAX_PAGES: usize = 65;
+
+/// The pages of a request's buffer.
+type Mapping = crate::buffer::Mapping<MAX_PAGES>;
 
 /// Longest packet the controller sends, descriptor not counted, in bytes.
 const MAX_PACKET: usize = 256;

@@ -14,10 +14,12 @@ use core::task::Waker;
 
 use vmbus_proto::storvsp::VstorPacket;
 
-use super::buffer::{Buffer, Mapping, Parked};
+use super::Mapping;
+use crate::buffer::{Buffer, Parked};
 use crate::error::Error;
 use crate::hal::{BufferDirection, Hal};
 use crate::sync::IrqMutex;
+use crate::token::{Token, next_generation};
 
 /// Memory of a storage driver: places for `REQUESTS` requests in flight, whose owned buffers are
 /// of type `B`. One driver uses it at a time.
@@ -51,27 +53,6 @@ impl<H: Hal, B, const REQUESTS: usize> Default for StorageMemory<H, B, REQUESTS>
     }
 }
 
-/// Names a request while it is in flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Token {
-    index: u16,
-    generation: u32,
-}
-
-impl Token {
-    /// The transaction id on the wire. Never 0, which is the host's for packets of its own.
-    pub(super) fn transaction_id(self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.index)
-    }
-
-    fn from_transaction_id(id: u64) -> Option<Self> {
-        Some(Self {
-            index: u16::try_from(id & 0xFFFF_FFFF).ok()?,
-            generation: (id >> 32) as u32,
-        })
-    }
-}
-
 /// No entry.
 const NONE: u16 = u16::MAX;
 
@@ -86,22 +67,18 @@ enum State {
 
 /// Who takes a request when it is done.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(
+    not(feature = "async"),
+    expect(dead_code, reason = "there are no futures")
+)]
 pub(super) enum Taker {
     /// Whoever calls [`Storage::poll`](super::Storage::poll).
     Poll,
     /// The caller that is blocked on it.
     Caller,
     /// A future.
-    #[cfg_attr(
-        not(feature = "async"),
-        expect(dead_code, reason = "there are no futures")
-    )]
     Future,
     /// The future was dropped: task context, for the buffer.
-    #[cfg_attr(
-        not(feature = "async"),
-        expect(dead_code, reason = "there are no futures")
-    )]
     Nobody,
 }
 
@@ -460,9 +437,4 @@ impl<B> Table<[Entry<B>]> {
             });
         (self.take(token), waker)
     }
-}
-
-/// Zero is skipped, so that no transaction id is 0.
-fn next_generation(generation: u32) -> u32 {
-    generation.wrapping_add(1).max(1)
 }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use host_vsp::console::{Console, Streams};
 use host_vsp::ic::{Clock, Moment, Services};
 use host_vsp::keyboard::Keyboard;
+use host_vsp::network::backend::Backend;
+use host_vsp::network::{Cable, Config, Network, QueueCounters};
 use host_vsp::storage::{Controller, Disk};
 use host_vsp::vmbus::{DeviceId, VmBus};
 use vmbus_proto::guid::Guid;
@@ -51,6 +53,27 @@ impl Machine {
     pub fn add_keyboard(&self) -> (DeviceId, Keyboard) {
         let (device, keyboard) = Keyboard::new().expect("an eventfd");
         (self.host.offer(device).expect("a relid"), keyboard)
+    }
+
+    /// Offers a network adapter before `net`, with address 02:00:00:00:00:`number`; returns its cable
+    /// and its counters.
+    pub fn add_network(
+        &self,
+        number: u8,
+        mtu: u32,
+        net: impl Backend + 'static,
+    ) -> (DeviceId, Cable, QueueCounters) {
+        let config = Config {
+            instance: Guid::new(0x3333_4444, 3, 4, 5, number.into()),
+            mac: [2, 0, 0, 0, 0, number],
+            mtu,
+        };
+        let cable = Cable::new().expect("an eventfd");
+        let counters = QueueCounters::default();
+        let adapter = Network::new(config, Box::new(net), cable.clone(), counters.clone());
+        let adapter = adapter.expect("an epoll");
+        let id = self.host.offer(Box::new(adapter)).expect("a relid");
+        (id, cable, counters)
     }
 
     /// Offers all integration services and returns their other ends. The host's clock is the

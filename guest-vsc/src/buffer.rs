@@ -80,27 +80,24 @@ impl<B> Parked<B> {
     }
 }
 
-/// Pages that one request can name: 256 KiB wherever they begin.
-pub(crate) const MAX_PAGES: usize = 65;
-
-/// Pages of a buffer as the host sees them.
-pub(crate) struct Mapping {
+/// The pages of a buffer as the host sees them, `PAGES` at most.
+pub(crate) struct Mapping<const PAGES: usize> {
     /// The buffer, while it is shared.
     shared: Option<(NonNull<[u8]>, BufferDirection)>,
     /// Address of each piece that lies in one page.
-    pieces: [PhysAddr; MAX_PAGES],
+    pieces: [PhysAddr; PAGES],
     count: usize,
 }
 
 // SAFETY: the pointer is to a buffer that was given away and is only used to take it back.
-unsafe impl Send for Mapping {}
+unsafe impl<const PAGES: usize> Send for Mapping<PAGES> {}
 
-impl Mapping {
+impl<const PAGES: usize> Mapping<PAGES> {
     /// Of no buffer.
     pub(crate) const fn none() -> Self {
         Self {
             shared: None,
-            pieces: [0; MAX_PAGES],
+            pieces: [0; PAGES],
             count: 0,
         }
     }
@@ -118,7 +115,7 @@ impl Mapping {
     ) -> bool {
         debug_assert!(self.shared.is_none());
         self.count = 0;
-        if pieces(buffer).count() > MAX_PAGES {
+        if pieces(buffer).count() > PAGES {
             return false;
         }
         for (place, piece) in self.pieces.iter_mut().zip(pieces(buffer)) {

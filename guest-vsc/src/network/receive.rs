@@ -1,0 +1,313 @@
+//! Packets from the host, and the frames that they tell of.
+
+use core::sync::atomic::Ordering;
+
+use vmbus_proto::netvsp::{
+    Message, RECEIVE_BUFFER_ID, SendTable, Sender, rndis_channel, status as netvsp_status,
+};
+use vmbus_proto::packet::{Outgoing, Packet as RingPacket, PacketKind, TransferPageRange};
+use vmbus_proto::rndis::packet::{Packet, PacketInfo, rx_checksum};
+use vmbus_proto::rndis::{
+    Completion, HEADER_SIZE, Header, Indication, message_type, split, status as rndis_status,
+};
+use zerocopy::FromBytes as _;
+
+use super::conversation::MAX_MESSAGE;
+use super::inbox::{Inbox, Queue, Waiting};
+use super::{Buffer, ETHERNET_HEADER, Network, count};
+use crate::bus::count as count_on_bus;
+use crate::error::Error;
+use crate::hal::Hal;
+
+/// Packets taken in one go, so that a storm of them cannot keep a processor for ever.
+const PACKETS_AT_ONCE: u32 = 1024;
+
+/// Bytes of a message that are copied to read what is before its frame.
+const BEGINNING: usize = 512;
+
+/// A frame that was received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Its bytes.
+    pub length: usize,
+    /// What the host says of its checksum. Whoever does not trust the host looks itself.
+    pub checksum: RxChecksum,
+    /// Its VLAN tag, where that is not in the frame.
+    pub vlan: Option<u16>,
+}
+
+/// What the host says of a checksum of TCP or UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RxChecksum {
+    /// Nothing.
+    Unknown,
+    /// It is right.
+    Good,
+    /// It is wrong, or that of IPv4's header is.
+    Bad,
+}
+
+impl RxChecksum {
+    fn new(info: &PacketInfo) -> Self {
+        let failed = rx_checksum::TCP_FAILED | rx_checksum::UDP_FAILED | rx_checksum::IP_FAILED;
+        let succeeded = rx_checksum::TCP_SUCCEEDED | rx_checksum::UDP_SUCCEEDED;
+        match info.checksum {
+            Some(bits) if bits & failed != 0 => Self::Bad,
+            Some(bits) if bits & succeeded != 0 => Self::Good,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl<H: Hal, B: Buffer> Network<'_, H, B> {
+    /// Whether a frame can be received. Never waits; may be called in interrupt context.
+    pub fn can_recv(&self) -> bool {
+        self.inbox.with(|inbox| {
+            // The end of the channel is told by `Channel::check`.
+            let _ = self.take_packets(inbox, false);
+            !inbox.queue.is_empty() && self.pay(&mut inbox.queue).is_ok_and(|paid| paid)
+        })
+    }
+
+    /// Takes the next frame, copied into `buffer`; `None` where there is none. One that is longer
+    /// than `buffer` is lost. Never waits; may be called in interrupt context.
+    ///
+    /// # Errors
+    /// The channel has come to an end.
+    pub fn try_receive(&self, buffer: &mut [u8]) -> Result<Option<Received>, Error> {
+        self.inbox.with(|inbox| {
+            // Not for ever, where all that comes cannot be.
+            for _ in 0..PACKETS_AT_ONCE {
+                self.take_packets(inbox, false)?;
+                if !self.pay(&mut inbox.queue)? {
+                    return Ok(None);
+                }
+                let Some(waiting) = inbox.queue.pop() else {
+                    self.channel.check()?;
+                    return Ok(None);
+                };
+                let taken = self.take_frame(waiting, buffer);
+                // Where that cannot be now, the next call makes up for it, or says why.
+                let _ = self.pay(&mut inbox.queue);
+                if taken.is_some() {
+                    return Ok(taken);
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// Takes what the host has sent; `through` also beyond frames that wait.
+    pub(super) fn pump(&self, through: bool) -> Result<(), Error> {
+        self.inbox.with(|inbox| self.take_packets(inbox, through))
+    }
+
+    /// Takes packets from the ring until there are none, or a frame waits and not `through`.
+    fn take_packets(&self, inbox: &mut Inbox<[Waiting]>, through: bool) -> Result<(), Error> {
+        let mut told = false;
+        let mut result = Ok(());
+        for _ in 0..PACKETS_AT_ONCE {
+            if !through && !inbox.queue.is_empty() {
+                break;
+            }
+            match self.pay(&mut inbox.queue) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+            match self.channel.receive(&mut inbox.packet) {
+                Ok(Some(packet)) => self.take_packet(&packet, &mut inbox.queue),
+                Ok(None) => break,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+            told = true;
+        }
+        if told {
+            // Perhaps another processor is about to sleep on what has come.
+            self.channel.tell();
+        }
+        result
+    }
+
+    /// Completes the packet that is done with; false where there is no room for that now.
+    fn pay(&self, queue: &mut Queue<[Waiting]>) -> Result<bool, Error> {
+        let Some(id) = queue.owed() else {
+            return Ok(true);
+        };
+        let message = Message::SendRndisPacketComplete(netvsp_status::SUCCESS);
+        let message = message.encode(self.version);
+        match self.channel.send(&Outgoing::completion(id, &message)) {
+            Ok(()) => {
+                queue.paid();
+                Ok(true)
+            }
+            Err(Error::Full) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn take_packet(&self, packet: &RingPacket<'_>, queue: &mut Queue<[Waiting]>) {
+        let bus = &self.channel.bus().counters;
+        let message = Message::parse(Sender::Host, packet.payload);
+        match (packet.kind, message) {
+            (PacketKind::Completion, Ok(message)) => {
+                if !self.completed(packet.transaction_id, message) {
+                    count_on_bus(&bus.bad_completions);
+                }
+            }
+            (PacketKind::Completion, Err(_)) => count_on_bus(&bus.bad_completions),
+            (PacketKind::TransferPages { pageset_id, ranges }, message) => {
+                let channel = match message {
+                    Ok(Message::SendRndisPacket(message)) if pageset_id == RECEIVE_BUFFER_ID => {
+                        Some(message.channel.get())
+                    }
+                    _ => None,
+                };
+                self.take_ranges(packet.transaction_id, channel, ranges, queue);
+            }
+            // There is a way past the host that we do not take.
+            (PacketKind::InBand, Ok(Message::SendVfAssociation(..))) => {}
+            // Nor are there other channels to send on.
+            (PacketKind::InBand, _) if SendTable::parse(packet.payload).is_some() => {}
+            _ => count_on_bus(&bus.bad_packets),
+        }
+    }
+
+    /// A packet of ours is done with; says whether it was.
+    fn completed(&self, id: u64, message: Message) -> bool {
+        if self
+            .exchange
+            .with(|exchange| exchange.complete(id, message))
+        {
+            return true;
+        }
+        let Message::SendRndisPacketComplete(status) = message else {
+            return false;
+        };
+        let result = match status {
+            netvsp_status::SUCCESS => Ok(()),
+            status => Err(status),
+        };
+        let known = self.places.with(|places| places.complete::<H>(id, result));
+        if known && result.is_err() {
+            count(&self.counters.refused, 1);
+        }
+        known
+    }
+
+    /// Takes a packet about the receive buffer, of the `channel` of RNDIS where there is one.
+    fn take_ranges(
+        &self,
+        id: u64,
+        channel: Option<u32>,
+        ranges: &[TransferPageRange],
+        queue: &mut Queue<[Waiting]>,
+    ) {
+        let bad = |ranges: usize| count(&self.counters.bad, ranges as u64);
+        let within = |range: &TransferPageRange| {
+            let (offset, length) = (range.byte_offset.get(), range.byte_count.get());
+            let end = u64::from(offset).saturating_add(u64::from(length));
+            let within = end <= self.receive_buffer.len() as u64;
+            if !within {
+                bad(1);
+            }
+            within.then_some((offset, length))
+        };
+        let none = core::iter::empty();
+        match channel {
+            Some(rndis_channel::DATA) => {
+                let lost = queue.push_packet(id, ranges.iter().filter_map(within));
+                count(&self.counters.lost, u64::from(lost));
+            }
+            Some(rndis_channel::CONTROL) => {
+                for (offset, length) in ranges.iter().filter_map(within) {
+                    if self.take_control(offset, length).is_none() {
+                        bad(1);
+                    }
+                }
+                queue.push_packet(id, none);
+            }
+            _ => {
+                bad(ranges.len().max(1));
+                queue.push_packet(id, none);
+            }
+        }
+    }
+
+    /// Takes a message of RNDIS that is no frame; `None` where it cannot be.
+    fn take_control(&self, offset: u32, length: u32) -> Option<()> {
+        let mut copy = [0; MAX_MESSAGE];
+        let message = copy.get_mut(..length as usize)?;
+        self.receive_buffer.read(offset as usize, message);
+        let (kind, body, _) = split(message).ok()?;
+        if kind == message_type::INDICATE_STATUS {
+            let indication = Indication::parse(body).ok()?;
+            match indication.status {
+                rndis_status::MEDIA_CONNECT => self.link_is(true),
+                rndis_status::MEDIA_DISCONNECT => self.link_is(false),
+                // The cable was pulled and plugged in again, sooner than anybody could tell.
+                rndis_status::NETWORK_CHANGE => self.link_changed.store(true, Ordering::Release),
+                _ => {}
+            }
+            return Some(());
+        }
+        let completion = Completion::parse(kind, body).ok()??;
+        let known = self.exchange.with(|exchange| exchange.answer(&completion));
+        known.then_some(())
+    }
+
+    /// The host has said so.
+    pub(super) fn link_is(&self, up: bool) {
+        if self.connected.swap(up, Ordering::AcqRel) != up {
+            self.link_changed.store(true, Ordering::Release);
+        }
+    }
+
+    /// Copies a frame out of the receive buffer; `None` where it cannot be, or is too long.
+    fn take_frame(&self, waiting: Waiting, buffer: &mut [u8]) -> Option<Received> {
+        let Some((at, packet)) = self.find_frame(waiting) else {
+            count(&self.counters.bad, 1);
+            return None;
+        };
+        let Some(frame) = buffer.get_mut(..packet.data_length) else {
+            count(&self.counters.lost, 1);
+            return None;
+        };
+        self.receive_buffer.read(at, frame);
+        count(&self.counters.received, 1);
+        Some(Received {
+            length: packet.data_length,
+            checksum: RxChecksum::new(&packet.info),
+            vlan: packet.info.vlan.map(|vlan| vlan.tag()),
+        })
+    }
+
+    /// Where the frame of a message is in the receive buffer: within the message, which is within
+    /// the buffer.
+    fn find_frame(&self, waiting: Waiting) -> Option<(usize, Packet)> {
+        let (offset, length) = (waiting.offset as usize, waiting.length as usize);
+        let mut copy = [0; BEGINNING];
+        let beginning = copy.get_mut(..length.min(BEGINNING))?;
+        self.receive_buffer.read(offset, beginning);
+        let (header, beginning) = Header::read_from_prefix(beginning).ok()?;
+        let message_length = header.length.get() as usize;
+        if header.message_type.get() != message_type::PACKET || message_length > length {
+            return None;
+        }
+        let body_length = message_length.checked_sub(HEADER_SIZE)?;
+        let beginning = beginning.get(..body_length.min(beginning.len()))?;
+        let packet = Packet::parse(beginning, body_length).ok()?;
+        // Nobody has agreed to frames in pieces.
+        if packet.data_length < ETHERNET_HEADER || packet.info.id.is_some_and(|id| id.is_piece()) {
+            return None;
+        }
+        let body = offset.checked_add(HEADER_SIZE)?;
+        Some((body.checked_add(packet.data_offset)?, packet))
+    }
+}

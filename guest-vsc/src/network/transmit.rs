@@ -1,0 +1,174 @@
+//! Frames to the net.
+//!
+//! Every packet takes a section of the send buffer: for all of the frame where it is copied, or for
+//! what goes before it where the host takes it out of the caller's own buffer.
+
+use vmbus_proto::gpa::GpaRangeWriter;
+use vmbus_proto::netvsp::{Message, SendRndisPacket, rndis_channel};
+use vmbus_proto::packet::Outgoing;
+use vmbus_proto::rndis::packet::{MAX_PREFIX, PacketInfo, Prefix};
+
+use super::places::{MAX_PAGES, Pages, Sent, Taker};
+use super::{Buffer, Network, Token, count};
+use crate::error::Error;
+use crate::hal::Hal;
+
+impl<H: Hal, B: Buffer> Network<'_, H, B> {
+    /// Whether there is a place for a packet. Never waits; may be called in interrupt context.
+    pub fn can_send(&self) -> bool {
+        if self.places.with(|places| places.has_free()) {
+            return true;
+        }
+        // The end of the channel is told by `Channel::check`.
+        let _ = self.pump(true);
+        self.places.with(|places| places.has_free())
+    }
+
+    /// Packets that are on their way, or done and not taken by [`poll_sent`](Self::poll_sent).
+    pub fn in_flight(&self) -> usize {
+        self.places.with(|places| places.busy())
+    }
+
+    /// Most bytes of a frame that [`try_send`](Self::try_send) takes. With Hyper-V's sections that
+    /// is more than frames have at the usual MTU, but less than at 9000.
+    pub fn max_copied(&self) -> usize {
+        self.section_size.saturating_sub(MAX_PREFIX)
+    }
+
+    /// Sends a frame, header first and without a checksum of its own at the end, by a copy. Never
+    /// waits; may be called in interrupt context.
+    ///
+    /// # Errors
+    /// [`Error::Full`] where too much is on its way: the channel's interrupt tells when that is over.
+    /// [`Error::TooLong`] where it is longer than [`max_copied`](Self::max_copied).
+    pub fn try_send(&self, frame: &[u8]) -> Result<(), Error> {
+        self.try_send_with(frame, &PacketInfo::default())
+    }
+
+    /// Sends a frame as [`try_send`](Self::try_send) does, with what `info` says: what the host is to
+    /// do to it, of what it [can do](Self::offloads), and its tag. Checksums that the host is to
+    /// complete hold the sum of the pseudo header.
+    ///
+    /// # Errors
+    /// As for `try_send`.
+    pub fn try_send_with(&self, frame: &[u8], info: &PacketInfo) -> Result<(), Error> {
+        if frame.len() > self.max_copied() {
+            return Err(Error::TooLong);
+        }
+        let prefix = Prefix::new(frame.len() as u32, info, 0);
+        let token = self.reserve()?;
+        let at = self.section(token);
+        let frame_at = at.saturating_add(prefix.bytes().len());
+        self.send_buffer.write(at, prefix.bytes());
+        self.send_buffer.write(frame_at, frame);
+        let length = prefix.bytes().len().saturating_add(frame.len());
+        let message = self.message(token, length);
+        let packet = Outgoing::in_band(token.transaction_id(), &message, true);
+        self.places
+            .with(|places| places.start(token, || self.channel.send(&packet)))?;
+        count(&self.counters.sent, 1);
+        Ok(())
+    }
+
+    /// Sends the frame in `buffer`, header first, without a copy: the host takes it from there, and
+    /// [`poll_sent`](Self::poll_sent) gives the buffer back. Never waits; may be called in interrupt
+    /// context.
+    ///
+    /// # Errors
+    /// As for [`try_send`](Self::try_send), but that only frames of more than 64 KiB are too long;
+    /// the buffer comes back.
+    pub fn submit(&self, buffer: B, info: &PacketInfo) -> Result<Token, (Error, B)> {
+        self.start_owned(buffer, info, Taker::Poll)
+    }
+
+    /// Takes a frame that was submitted and that the host is done with. Never waits.
+    ///
+    /// After the end of the channel ([`Channel::check`](crate::channel::Channel::check)) nothing more
+    /// comes until [`shutdown`](Self::shutdown) has taken the buffers back from the host.
+    pub fn poll_sent(&self) -> Option<Sent<B>> {
+        let sent = self.places.with(|places| places.take_done(Taker::Poll));
+        if sent.is_some() {
+            return sent;
+        }
+        // The end of the channel is told by `Channel::check`.
+        let _ = self.pump(true);
+        self.places.with(|places| places.take_done(Taker::Poll))
+    }
+
+    /// Sends a frame out of `buffer`, which `taker` takes afterwards.
+    pub(super) fn start_owned(
+        &self,
+        mut buffer: B,
+        info: &PacketInfo,
+        taker: Taker,
+    ) -> Result<Token, (Error, B)> {
+        let length = buffer.region().len();
+        let Ok(length) = u32::try_from(length) else {
+            return Err((Error::TooLong, buffer));
+        };
+        let token = match self.reserve() {
+            Ok(token) => token,
+            Err(error) => return Err((error, buffer)),
+        };
+        let prefix = Prefix::new(length, info, 0);
+        self.send_buffer.write(self.section(token), prefix.bytes());
+        let message = self.message(token, prefix.bytes().len());
+        let send = |pages: &Pages| self.send_pages(token, pages, length, &message);
+        self.places
+            .with(|places| places.start_owned::<H>(token, taker, buffer, send))?;
+        count(&self.counters.sent, 1);
+        Ok(token)
+    }
+
+    /// Puts a packet into the ring with the pages of a frame, each in a range of its own as all
+    /// guests do.
+    fn send_pages(
+        &self,
+        token: Token,
+        pages: &Pages,
+        length: u32,
+        message: &[u8],
+    ) -> Result<(), Error> {
+        let mut ranges = [0; 8 + 16 * MAX_PAGES];
+        let count = pages.pfns().len() as u32;
+        let writer = GpaRangeWriter::gpa_direct(&mut ranges, count);
+        let mut writer = writer.ok_or(Error::TooLong)?;
+        let mut left = length;
+        let mut offset = pages.byte_offset();
+        for pfn in pages.pfns() {
+            let here = left.min((crate::PAGE as u32).saturating_sub(offset));
+            writer.range(here, offset).ok_or(Error::TooLong)?;
+            writer.pfn(pfn).ok_or(Error::TooLong)?;
+            left = left.saturating_sub(here);
+            offset = 0;
+        }
+        let packet = Outgoing::gpa_direct(token.transaction_id(), writer.finish(), message);
+        self.channel.send(&packet)
+    }
+
+    /// A place, after a look for such as have become free.
+    fn reserve(&self) -> Result<Token, Error> {
+        let reserve = || self.places.with(|places| places.reserve());
+        if let Some(token) = reserve() {
+            return Ok(token);
+        }
+        self.channel.check()?;
+        self.pump(true)?;
+        reserve().ok_or(Error::Full)
+    }
+
+    /// Where the section of a place begins in the send buffer.
+    fn section(&self, token: Token) -> usize {
+        usize::from(token.index).saturating_mul(self.section_size)
+    }
+
+    /// The message about `length` bytes in the section of a place.
+    fn message(&self, token: Token, length: usize) -> vmbus_proto::netvsp::Encoded {
+        let message = SendRndisPacket {
+            channel: rndis_channel::DATA.into(),
+            section_index: u32::from(token.index).into(),
+            section_size: (length as u32).into(),
+        };
+        Message::SendRndisPacket(message).encode(self.version)
+    }
+}
