@@ -3,6 +3,9 @@
 use crate::clock::Deadline;
 use alloc::string::String;
 use core::fmt;
+use core::time::Duration;
+use smoltcp::iface::{Config, Interface, SocketSet};
+use smoltcp::time::Instant;
 use vmbus_proto::scsi::Sense;
 
 /// A disk: blocks, read and written in order.
@@ -39,6 +42,27 @@ pub(crate) trait Console {
 
     /// Waits for at least one byte and returns how many there are now; 0 at the deadline.
     fn receive(&mut self, buffer: &mut [u8], deadline: Deadline) -> Result<usize, String>;
+}
+
+/// A network adapter, as the stack uses it.
+pub(crate) trait Nic {
+    /// What this is, for the log.
+    fn name(&self) -> String;
+
+    /// Its address.
+    fn mac(&self) -> [u8; 6];
+
+    /// The stack's interface over it.
+    fn interface(&mut self, config: Config, now: Instant) -> Interface;
+
+    /// Has the stack take frames that came, and send what it would.
+    fn poll(&mut self, now: Instant, interface: &mut Interface, sockets: &mut SocketSet<'_>);
+
+    /// Sleeps until there may be something to do for the stack, at the longest for `longest`.
+    fn rest(&mut self, longest: Duration) -> Result<(), String>;
+
+    /// What should not have happened to its frames, if anything.
+    fn troubles(&self) -> Option<String>;
 }
 
 /// Why a disk did not do what it was asked.

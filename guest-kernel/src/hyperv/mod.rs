@@ -5,9 +5,11 @@
 
 mod console;
 mod disk;
+mod network;
 
 pub(crate) use console::VmbusConsole;
 pub(crate) use disk::{KernelStorage, REQUESTS, VmbusDisk};
+pub(crate) use network::VmbusNic;
 
 use crate::clock::Deadline;
 use crate::cpu::{self, MAX_CPUS, hypervisor::Signature, smp, traps};

@@ -1,8 +1,10 @@
-//! What scenarios have at hand: the command line's options, and the machine's disk and console,
-//! opened when they are first asked for. On Hyper-V those are on VMBus, elsewhere virtio.
+//! What scenarios have at hand: the command line's options, and the machine's disk, network and
+//! console, opened when they are first asked for. On Hyper-V those are on VMBus, elsewhere virtio.
 
-use crate::devices::{Console, Disk};
-use crate::hyperv::{self, KernelBus, KernelStorage, VmbusConsole, VmbusDisk};
+use super::net::Stack;
+use crate::clock::Deadline;
+use crate::devices::{Console, Disk, Nic};
+use crate::hyperv::{self, KernelBus, KernelStorage, VmbusConsole, VmbusDisk, VmbusNic};
 use crate::options::Options;
 use crate::virtio;
 use alloc::boxed::Box;
@@ -10,6 +12,7 @@ use alloc::format;
 use alloc::string::String;
 use guest_vsc::bus::{self, Versions};
 use guest_vsc::channel::OpenOptions;
+use guest_vsc::network::NetworkOptions;
 use guest_vsc::storage::StorageOptions;
 use vmbus_proto::version::Version;
 
@@ -26,6 +29,7 @@ pub(super) struct Machine<'a> {
     unit: Option<u8>,
     disk: Option<OpenDisk>,
     console: Option<Box<dyn Console>>,
+    network: Option<Stack>,
 }
 
 impl<'a> Machine<'a> {
@@ -35,6 +39,7 @@ impl<'a> Machine<'a> {
             unit: None,
             disk: None,
             console: None,
+            network: None,
         }
     }
 
@@ -90,16 +95,44 @@ impl<'a> Machine<'a> {
         Ok(&mut **self.console.insert(console))
     }
 
+    /// The network, with an address by DHCP; `net.index=` chooses the adapter, `net.mtu=` the length
+    /// of its frames.
+    pub(super) fn network(&mut self) -> Result<&mut Stack, String> {
+        let stack = match self.network.take() {
+            Some(stack) => stack,
+            None => {
+                let deadline = self.options.seconds("net.seconds", 60)?;
+                Stack::new(self.open_nic()?, Deadline::after(deadline))?
+            }
+        };
+        Ok(self.network.insert(stack))
+    }
+
+    fn open_nic(&self) -> Result<Box<dyn Nic>, String> {
+        if !hyperv::is_present() {
+            return virtio::network();
+        }
+        let options = NetworkOptions {
+            mtu: self.options.number("net.mtu", 1500)? as u32,
+            channel: self.channel_options()?,
+            ..NetworkOptions::default()
+        };
+        let index = self.options.number("net.index", 0)?;
+        let adapter = VmbusNic::open(self.connected_bus()?, index, &options)?;
+        Ok(Box::new(adapter))
+    }
+
     /// Closes the disk; the next one that is opened is `unit`, or what the options say.
     pub(super) fn change_unit(&mut self, unit: Option<u8>) {
         self.disk = None;
         self.unit = unit;
     }
 
-    /// Closes disk and console; they are opened anew when they are asked for again.
+    /// Closes all devices; they are opened anew when they are asked for again.
     pub(super) fn close_devices(&mut self) {
         self.disk = None;
         self.console = None;
+        self.network = None;
     }
 
     /// Closes everything and leaves the bus.

@@ -4,13 +4,14 @@
 //! all of them do. `scenario=list` lists them. Without a name, the kernel runs `boot`.
 //!
 //! A scenario is a function over a [`Machine`]. Those that work on any disk or console take
-//! [`Machine::disk`] or [`Machine::console`], whoever drives it; those about VMBus itself take
+//! [`Machine::disk`], [`Machine::network`] or [`Machine::console`], whoever drives it; those about VMBus itself take
 //! what they need from [`crate::hyperv`].
 
 mod boot;
 mod console;
 mod endings;
 mod machine;
+mod net;
 mod pattern;
 mod queue;
 mod refusals;
@@ -43,6 +44,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         storage::SCENARIOS,
         refusals::SCENARIOS,
         queue::SCENARIOS,
+        net::SCENARIOS,
         console::SCENARIOS,
         services::SCENARIOS,
         endings::SCENARIOS,

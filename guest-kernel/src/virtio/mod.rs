@@ -3,10 +3,11 @@
 //!
 //! Nothing here uses interrupts: the crate's blocking calls poll.
 
+mod network;
 mod pci;
 
 use crate::clock::Deadline;
-use crate::devices::{Console, Disk, DiskError};
+use crate::devices::{Console, Disk, DiskError, Nic};
 use crate::hal::Kernel;
 use alloc::boxed::Box;
 use alloc::format;
@@ -32,6 +33,14 @@ pub(crate) fn console() -> Result<Box<dyn Console>, String> {
     let console = VirtIOConsole::<Kernel, _>::new(transport)
         .map_err(|error| format!("the virtio console does not start: {error}"))?;
     Ok(Box::new(VirtioConsole(console)))
+}
+
+/// The first network adapter on PCI bus 0.
+pub(crate) fn network() -> Result<Box<dyn Nic>, String> {
+    let transport = find(DeviceType::Network)?;
+    let adapter = network::VirtioNic::new(transport)
+        .map_err(|error| format!("the virtio network does not start: {error}"))?;
+    Ok(Box::new(adapter))
 }
 
 fn find(wanted: DeviceType) -> Result<PciTransport, String> {

@@ -15,6 +15,7 @@ use vmbus_proto::packet::Outgoing;
 use vmbus_proto::rndis::oid::{self, packet_filter};
 use vmbus_proto::rndis::{Completion, Request, status};
 
+use super::receive::Until;
 use super::{Buffer, Network};
 use crate::PAGE;
 use crate::bus::Claim;
@@ -202,7 +203,7 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
     fn answered<T>(&self, take: impl Fn(&mut Exchange) -> Option<T>) -> Result<T, Error> {
         let deadline = self.channel.bus().deadline();
         self.channel.wait(Waited::Completion, deadline, || {
-            self.pump(true)?;
+            self.pump(Until::Empty)?;
             let taken = self.exchange.with(|exchange| take(exchange));
             if taken.is_none() {
                 self.channel.check()?;

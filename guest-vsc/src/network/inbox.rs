@@ -89,6 +89,12 @@ impl Queue<[Waiting]> {
         self.count == 0
     }
 
+    /// Whether there may be no place for the frames of another packet. No host is known to send more
+    /// than some dozens in one.
+    pub(super) fn is_half_full(&self) -> bool {
+        self.count > self.frames.len() / 2
+    }
+
     /// Takes the ranges of the packet `id`, as offset and length; returns how many were lost. Nothing
     /// is owed.
     pub(super) fn push_packet(&mut self, id: u64, ranges: impl Iterator<Item = (u32, u32)>) -> u32 {

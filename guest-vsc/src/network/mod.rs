@@ -17,8 +17,9 @@
 //! of `virtio-drivers`' `VirtIONet`; with the feature `smoltcp` a [`Phy`] for that stack.
 //!
 //! Nobody is told that frames wait but by the channel's interrupt;
-//! [`wait_until_ready`](Network::wait_until_ready) sleeps until one does. Whoever does not take frames
-//! loses those for which [`NetworkMemory`] has no place.
+//! [`wait_until_ready`](Network::wait_until_ready) sleeps until one does. Frames that nobody takes
+//! fill the receive buffer, and then the host loses more; those beyond the places of
+//! [`NetworkMemory`] are lost when the driver has to ask the host something, or waits for room.
 
 mod conversation;
 mod inbox;
@@ -60,6 +61,7 @@ use crate::sync::IrqMutex;
 use conversation::Exchange;
 use inbox::{Inbox, Waiting};
 use places::{Place, Places};
+use receive::Until;
 
 /// Bytes of Ethernet's header.
 pub const ETHERNET_HEADER: usize = 14;
@@ -174,6 +176,8 @@ pub struct NetworkStats {
     pub sent: u64,
     /// Of these, those that it refused.
     pub refused: u64,
+    /// Frames of a stack's, made to be sent at once, for which there was no place.
+    pub unsent: u64,
 }
 
 #[derive(Default)]
@@ -183,6 +187,7 @@ struct Counters {
     bad: AtomicU64,
     sent: AtomicU64,
     refused: AtomicU64,
+    unsent: AtomicU64,
 }
 
 fn count(counter: &AtomicU64, more: u64) {
@@ -266,6 +271,7 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
             bad: read(&self.counters.bad),
             sent: read(&self.counters.sent),
             refused: read(&self.counters.refused),
+            unsent: read(&self.counters.unsent),
         }
     }
 
@@ -279,7 +285,7 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
     /// also harmless at any other time. Never waits.
     pub fn handle_interrupt(&self) {
         // The end of the channel is told by `Channel::check`.
-        let _ = self.pump(true);
+        let _ = self.pump(Until::HalfFull);
     }
 
     /// Waits until a frame can be received or, where there was no place for one to send, until there

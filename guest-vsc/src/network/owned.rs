@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use super::places::Taker;
+use super::receive::Until;
 use super::{Network, PacketInfo};
 use crate::error::{Error, Waited};
 use crate::hal::Hal;
@@ -134,6 +135,10 @@ impl<H: Hal> Network<'_, H, Vec<u8>> {
         let deadline = self.channel.bus().deadline();
         let mut frame = Some(buffer.0);
         self.channel.wait(Waited::Room, deadline, || {
+            // Nothing else is taken meanwhile, and what makes room may be behind frames.
+            if !self.can_send() {
+                self.pump(Until::Empty)?;
+            }
             self.recycle_sent();
             let Some(buffer) = frame.take() else {
                 return Ok(Some(()));

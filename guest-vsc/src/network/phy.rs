@@ -3,7 +3,7 @@
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
-use super::{Buffer, Network};
+use super::{Buffer, Network, count};
 use crate::hal::Hal;
 
 /// A [`Device`] of `smoltcp` over an adapter, and over two buffers of the caller's that each hold one
@@ -46,10 +46,6 @@ impl<'b, H: Hal, B: Buffer> Device for Phy<'_, 'b, H, B> {
         Self: 'a;
 
     fn receive(&mut self, _now: Instant) -> Option<(Frame<'_>, Room<'_, 'b, H, B>)> {
-        // The stack may have to answer at once, so that a frame waits as long as it cannot.
-        if !self.network.can_send() {
-            return None;
-        }
         // The end of the channel is told by `Channel::check`.
         let received = self.network.try_receive(self.receive).ok()??;
         let frame = self.receive.get(..received.length)?;
@@ -96,8 +92,11 @@ impl<H: Hal, B: Buffer> TxToken for Room<'_, '_, H, B> {
         let length = length.min(self.buffer.len());
         let frame = self.buffer.get_mut(..length).unwrap_or_default();
         let result = f(frame);
-        // Where another processor took the last place, it is lost as on any wire.
-        let _ = self.network.try_send(frame);
+        // An answer to a frame that was taken while there was no place is lost, as on any wire. To
+        // wait for one could be for ever: the host's word that there is one may be behind frames.
+        if self.network.try_send(frame).is_err() {
+            count(&self.network.counters.unsent, 1);
+        }
         result
     }
 }

@@ -25,6 +25,18 @@ const PACKETS_AT_ONCE: u32 = 1024;
 /// Bytes of a message that are copied to read what is before its frame.
 const BEGINNING: usize = 512;
 
+/// How far to take packets from the ring. Frames and all else come in the same one, so that whoever
+/// waits for something else has to do something about the frames before it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// Until a frame waits.
+    Frame,
+    /// Until so many wait that more might find no place.
+    HalfFull,
+    /// Until there are no more packets; frames that find no place are lost.
+    Empty,
+}
+
 /// A frame that was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
@@ -64,7 +76,7 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
     pub fn can_recv(&self) -> bool {
         self.inbox.with(|inbox| {
             // The end of the channel is told by `Channel::check`.
-            let _ = self.take_packets(inbox, false);
+            let _ = self.take_packets(inbox, Until::Frame);
             !inbox.queue.is_empty() && self.pay(&mut inbox.queue).is_ok_and(|paid| paid)
         })
     }
@@ -78,7 +90,7 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         self.inbox.with(|inbox| {
             // Not for ever, where all that comes cannot be.
             for _ in 0..PACKETS_AT_ONCE {
-                self.take_packets(inbox, false)?;
+                self.take_packets(inbox, Until::Frame)?;
                 if !self.pay(&mut inbox.queue)? {
                     return Ok(None);
                 }
@@ -97,17 +109,22 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         })
     }
 
-    /// Takes what the host has sent; `through` also beyond frames that wait.
-    pub(super) fn pump(&self, through: bool) -> Result<(), Error> {
-        self.inbox.with(|inbox| self.take_packets(inbox, through))
+    /// Takes what the host has sent, as far as `until`.
+    pub(super) fn pump(&self, until: Until) -> Result<(), Error> {
+        self.inbox.with(|inbox| self.take_packets(inbox, until))
     }
 
-    /// Takes packets from the ring until there are none, or a frame waits and not `through`.
-    fn take_packets(&self, inbox: &mut Inbox<[Waiting]>, through: bool) -> Result<(), Error> {
+    /// Takes packets from the ring until there are none, or as many frames wait as `until` says.
+    fn take_packets(&self, inbox: &mut Inbox<[Waiting]>, until: Until) -> Result<(), Error> {
         let mut told = false;
         let mut result = Ok(());
         for _ in 0..PACKETS_AT_ONCE {
-            if !through && !inbox.queue.is_empty() {
+            let enough = match until {
+                Until::Frame => !inbox.queue.is_empty(),
+                Until::HalfFull => inbox.queue.is_half_full(),
+                Until::Empty => false,
+            };
+            if enough {
                 break;
             }
             match self.pay(&mut inbox.queue) {

@@ -9,6 +9,7 @@ use vmbus_proto::packet::Outgoing;
 use vmbus_proto::rndis::packet::{MAX_PREFIX, PacketInfo, Prefix};
 
 use super::places::{MAX_PAGES, Pages, Sent, Taker};
+use super::receive::Until;
 use super::{Buffer, Network, Token, count};
 use crate::error::Error;
 use crate::hal::Hal;
@@ -20,7 +21,7 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
             return true;
         }
         // The end of the channel is told by `Channel::check`.
-        let _ = self.pump(true);
+        let _ = self.pump(Until::HalfFull);
         self.places.with(|places| places.has_free())
     }
 
@@ -40,6 +41,7 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
     ///
     /// # Errors
     /// [`Error::Full`] where too much is on its way: the channel's interrupt tells when that is over.
+    /// Frames that came have to be taken meanwhile, as the host's word of it may be behind them.
     /// [`Error::TooLong`] where it is longer than [`max_copied`](Self::max_copied).
     pub fn try_send(&self, frame: &[u8]) -> Result<(), Error> {
         self.try_send_with(frame, &PacketInfo::default())
@@ -91,7 +93,7 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
             return sent;
         }
         // The end of the channel is told by `Channel::check`.
-        let _ = self.pump(true);
+        let _ = self.pump(Until::HalfFull);
         self.places.with(|places| places.take_done(Taker::Poll))
     }
 
@@ -153,7 +155,7 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
             return Ok(token);
         }
         self.channel.check()?;
-        self.pump(true)?;
+        self.pump(Until::HalfFull)?;
         reserve().ok_or(Error::Full)
     }
 

@@ -10,7 +10,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use vmbus_proto::netvsp::Message;
 
 use super::lying::{Reply, Sent};
-use super::story;
+use super::{LONG, story};
 
 /// Adapters that lie at random, each up to 40 times and more; more of them in a soak.
 fn storms_wanted() -> u64 {
@@ -104,7 +104,11 @@ fn a_storm_of_random_lies() {
                 distort(&mut random, reply);
             }
         };
-        let timeout = Duration::from_millis(if early { 10 } else { 2000 });
+        let timeout = if early {
+            Duration::from_millis(10)
+        } else {
+            LONG
+        };
         let told = story(timeout, lie, |network| {
             opened += 1;
             let mut buffer = [0; 1514];

@@ -1,0 +1,79 @@
+//! The network adapter on Hyper-V: `guest-vsc`'s driver, as a device of `smoltcp`.
+
+use super::KernelBus;
+use crate::devices::Nic;
+use crate::hal::KernelHal;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+use core::time::Duration;
+use guest_vsc::network::{self, Network, NetworkMemory, NetworkOptions, Phy};
+use smoltcp::iface::{Config, Interface, SocketSet};
+use smoltcp::time::Instant;
+
+/// The places for frames. One adapter is open at a time.
+static MEMORY: NetworkMemory<KernelHal> = NetworkMemory::new();
+
+/// A synthetic network adapter.
+pub(crate) struct VmbusNic {
+    network: Network<'static, KernelHal>,
+    /// One frame each way.
+    receive: Vec<u8>,
+    transmit: Vec<u8>,
+    relid: u32,
+}
+
+impl VmbusNic {
+    /// Opens the adapter that was offered as number `index`, counted from 0.
+    pub(crate) fn open(
+        bus: &'static KernelBus,
+        index: u64,
+        options: &NetworkOptions,
+    ) -> Result<Self, String> {
+        let offer = super::offer(bus, network::CLASS, index, "network")?;
+        let network = Network::open(bus, &offer, &MEMORY, options)
+            .map_err(|error| format!("the adapter does not open: {error}"))?;
+        let frame = network.max_frame();
+        Ok(Self {
+            network,
+            receive: vec![0; frame],
+            transmit: vec![0; frame],
+            relid: offer.relid(),
+        })
+    }
+
+    fn phy(&mut self) -> Phy<'_, 'static, KernelHal> {
+        Phy::new(&self.network, &mut self.receive, &mut self.transmit)
+    }
+}
+
+impl Nic for VmbusNic {
+    fn name(&self) -> String {
+        format!("VMBus network, channel {}", self.relid)
+    }
+
+    fn mac(&self) -> [u8; 6] {
+        self.network.mac_address()
+    }
+
+    fn interface(&mut self, config: Config, now: Instant) -> Interface {
+        Interface::new(config, &mut self.phy(), now)
+    }
+
+    fn poll(&mut self, now: Instant, interface: &mut Interface, sockets: &mut SocketSet<'_>) {
+        interface.poll(now, &mut self.phy(), sockets);
+    }
+
+    fn rest(&mut self, longest: Duration) -> Result<(), String> {
+        let waited = self.network.wait_until_ready(longest);
+        waited.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    fn troubles(&self) -> Option<String> {
+        let stats = self.network.stats();
+        // What found no place was lost on this side of the wire, and TCP has sent it again.
+        let none = stats.bad == 0 && stats.lost == 0 && stats.refused == 0;
+        (!none).then(|| format!("{stats:?}"))
+    }
+}
