@@ -13,8 +13,8 @@
 //!
 //! Neither waits, both work from any processor and in interrupt handlers, and neither needs a heap:
 //! [`NetworkMemory`] has places for as many frames on their way as the caller likes. With the feature
-//! `alloc` there are [`receive`](Network::receive) and [`send`](Network::send) besides, in the shape
-//! of `virtio-drivers`' `VirtIONet`; with the feature `smoltcp` a [`Phy`] for that stack.
+//! `alloc` there are `receive` and `send` besides, in the shape of `virtio-drivers`' `VirtIONet`; with
+//! the feature `smoltcp` a `Phy` for that stack.
 //!
 //! Nobody is told that frames wait but by the channel's interrupt;
 //! [`wait_until_ready`](Network::wait_until_ready) sleeps until one does. Frames that nobody takes

@@ -10,9 +10,12 @@ use inproc::{FakeHal, Machine, VECTOR};
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::Device as _;
+use smoltcp::phy::{Device as _, RxToken as _, TxToken as _};
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
-use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
+use smoltcp::wire::{
+    EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpCidr, IpProtocol, Ipv4Address,
+    Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
+};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Bytes that go each way.
@@ -164,4 +167,69 @@ fn a_device_knows_its_limits() {
     assert_eq!(mtu(9014, 9014), network.max_copied());
     assert_eq!(mtu(1514, 9014), 1514);
     assert_eq!(mtu(9014, 600), 600);
+}
+
+#[test]
+fn checksums_of_tcp_are_left_to_an_adapter_that_completes_them() {
+    for offload in [true, false] {
+        let machine = Machine::new(1);
+        machine.add_network(1, 1500, Loopback::new(offload).unwrap());
+        let _cpu = machine.hypervisor.enter(0);
+        let bus_memory = BusMemory::<FakeHal, 1, 4>::new();
+        let bus = VmBus::new(&bus_memory, VECTOR).unwrap();
+        bus.connect(&Options::default()).unwrap();
+        let memory = NetworkMemory::<FakeHal>::new();
+        let offer = bus.find(network::CLASS).unwrap();
+        let network = Network::open(&bus, &offer, &memory, &NetworkOptions::default()).unwrap();
+        let (mut receive, mut transmit) = (vec![0; 1514], vec![0; 1514]);
+        let mut phy = Phy::new(&network, &mut receive, &mut transmit);
+        let checksums = phy.capabilities().checksum;
+        assert_eq!(checksums.tcp.tx(), !offload);
+        assert!(checksums.tcp.rx(), "what comes is checked");
+
+        // A segment to ourselves, made as the stack makes it.
+        let mac = EthernetAddress(network.mac_address());
+        let ip = Ipv4Address::new(10, 0, 0, 1);
+        let tcp = TcpRepr {
+            src_port: 1,
+            dst_port: 2,
+            control: TcpControl::Psh,
+            seq_number: TcpSeqNumber(3),
+            ack_number: Some(TcpSeqNumber(4)),
+            window_len: 5,
+            window_scale: None,
+            max_seg_size: None,
+            sack_permitted: false,
+            sack_ranges: [None; 3],
+            timestamp: None,
+            payload: &[0xa5; 333],
+        };
+        let now = smoltcp::time::Instant::ZERO;
+        let length = 14 + 20 + tcp.buffer_len();
+        phy.transmit(now).unwrap().consume(length, |bytes| {
+            let mut frame = EthernetFrame::new_unchecked(bytes);
+            frame.set_src_addr(mac);
+            frame.set_dst_addr(mac);
+            frame.set_ethertype(EthernetProtocol::Ipv4);
+            let repr = Ipv4Repr {
+                src_addr: ip,
+                dst_addr: ip,
+                next_header: IpProtocol::Tcp,
+                payload_len: tcp.buffer_len(),
+                hop_limit: 64,
+            };
+            let mut packet = Ipv4Packet::new_unchecked(frame.payload_mut());
+            repr.emit(&mut packet, &checksums);
+            let mut segment = TcpPacket::new_unchecked(packet.payload_mut());
+            tcp.emit(&mut segment, &ip.into(), &ip.into(), &checksums);
+        });
+        assert!(network.wait_until_ready(DEADLINE).unwrap());
+        let (frame, _room) = phy.receive(now).unwrap();
+        frame.consume(|bytes| {
+            let frame = EthernetFrame::new_checked(bytes).unwrap();
+            let packet = Ipv4Packet::new_checked(frame.payload()).unwrap();
+            let segment = TcpPacket::new_checked(packet.payload()).unwrap();
+            assert!(segment.verify_checksum(&ip.into(), &ip.into()));
+        });
+    }
 }
