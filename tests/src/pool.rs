@@ -5,12 +5,10 @@ use std::sync::{Mutex, MutexGuard};
 use bed::l1::{Drive, L1};
 use bed::provision::debian_root;
 
-use crate::story::is_soak;
-
 /// More L1s than this dying in one run fail it.
 pub const BED_DEATHS_ALLOWED: usize = 2;
 
-/// The name of the disk with Debian's root file system, which they have in a soak.
+/// The name of the disk with Debian's root file system, which they all have.
 pub(crate) const ROOT: &str = "debian-root";
 
 /// Idle L1s; a worker that finds none boots its own, so there are never more than workers.
@@ -31,10 +29,9 @@ impl Pool {
         let idle = self.lock().idle.pop();
         match idle {
             Some(l1) => Ok(l1),
-            None if is_soak() => L1::setup()
+            None => L1::setup()
                 .drive(Drive::read_only(ROOT, debian_root::get()?))
                 .boot(),
-            None => L1::boot(),
         }
     }
 

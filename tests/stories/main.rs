@@ -58,29 +58,18 @@ const TOPICS: &[Topic] = &[
     ("linux", linux::STORIES),
     ("linux_versions", linux_versions::STORIES),
     ("linux_smp", linux_smp::STORIES),
+    ("linux_disks", linux_disks::STORIES),
+    ("linux_channels", linux_channels::STORIES),
+    ("linux_network", linux_network::STORIES),
     ("linux_services", linux_services::STORIES),
     ("linux_backup", linux_backup::STORIES),
     ("formats", formats::STORIES),
     ("dvd", dvd::STORIES),
-];
-
-/// Told in a soak only: a Debian with systemd takes minutes on a busy machine, and the first run
-/// makes its root file system; the stories of disks and channels and of the API under load were not
-/// yet seen to end well there.
-const SOAK: &[Topic] = &[
-    ("linux_disks", linux_disks::STORIES),
-    ("linux_channels", linux_channels::STORIES),
-    ("linux_network", linux_network::STORIES),
     ("control", control::STORIES),
     ("debian", debian::STORIES),
     ("lifecycle", lifecycle::STORIES),
-    ("linux_smp", linux_smp::MANY),
 ];
 
 fn main() -> ExitCode {
-    let mut topics = TOPICS.to_vec();
-    if e2e::is_soak() {
-        topics.extend(SOAK);
-    }
-    e2e::run(&topics)
+    e2e::run(TOPICS)
 }

@@ -55,9 +55,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Soak { filter } => test::soak(filter.as_deref()),
         Task::Table => table::write(),
-        Task::Provision => bed::provision::everything()
-            .and_then(|()| bed::provision::debian_root::get().map(drop))
-            .map_err(Into::into),
+        Task::Provision => bed::provision::everything().map_err(Into::into),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -36,5 +36,6 @@ pub fn everything() -> Result<()> {
     hyperv_daemons()?;
     Passt::get()?;
     rust_src::bare_metal_route()?;
+    debian_root::get()?;
     Ok(())
 }
