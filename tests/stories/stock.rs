@@ -268,9 +268,18 @@ impl Linux {
 
     /// Fails if the kernel's log has a stack trace, or a warning about what is ours.
     pub(crate) fn expect_clean_log(&mut self) -> anyhow::Result<()> {
+        self.expect_clean_log_but(&[])
+    }
+
+    /// Like [`Linux::expect_clean_log`], but for lines with one of `expected` in them.
+    pub(crate) fn expect_clean_log_but(&mut self, expected: &[&str]) -> anyhow::Result<()> {
         let log = self.log()?;
         ensure!(log.contains("Linux version"), "no kernel log: {log}");
-        let bad: Vec<&str> = log.lines().filter(|line| is_bad(line)).collect();
+        let is_expected = |line: &str| expected.iter().any(|text| line.contains(text));
+        let bad = log
+            .lines()
+            .filter(|line| is_bad(line) && !is_expected(line));
+        let bad: Vec<&str> = bad.collect();
         ensure!(
             bad.is_empty(),
             "the guest's kernel complains:\n{}",

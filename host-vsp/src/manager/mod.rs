@@ -3,6 +3,7 @@
 //! Disks have names (`disk0`) and places: a controller (`scsi0`) and a LUN there. A controller is
 //! offered to the guest when it gets its first disk and stays until it is removed by name.
 
+mod disks;
 mod net;
 mod unit;
 
@@ -12,12 +13,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use vmbus_proto::guid::Guid;
-use vmbus_proto::scsi::SECTOR;
-
 use crate::api::model::{
-    Counters, CpusConfig, Disk, DiskConfig, DiskType, GuestInfo, Heartbeat, KvpPair, KvpPool,
-    MemoryConfig, Net, NetConfig, PayloadConfig, State, VmConfig, VmInfo,
+    Counters, CpusConfig, Disk, DiskConfig, GuestInfo, Heartbeat, KvpPair, KvpPool, MemoryConfig,
+    Net, NetConfig, PayloadConfig, State, VmConfig, VmInfo,
 };
 use crate::api::{Error, Vm};
 use crate::freezer::Frozen;
@@ -25,17 +23,11 @@ use crate::guest::Guest;
 use crate::ic::{Life, Services, ShutdownKind};
 use crate::keyboard::Keyboard;
 use crate::machine::{Machine, RunState};
-use crate::storage::{AttachError, ChangeError, Controller, ControllerHandle, Format, Medium};
-use crate::vmbus::DeviceId;
+use crate::storage::{AttachError, ChangeError, Medium};
+use disks::{Attached, Place, controller_number};
 pub use net::OpenNet;
 pub use unit::OpenDisk;
-use unit::{OpenUnit, What};
-
-/// Controllers of a machine: `scsi0` to `scsi7`.
-const MAX_CONTROLLERS: u16 = 8;
-
-/// The controller of a disk that names none.
-const FIRST_CONTROLLER: &str = "scsi0";
+use unit::What;
 
 /// How long a guest may take to say that it will shut down.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
@@ -56,33 +48,6 @@ struct Devices {
     controllers: BTreeMap<u16, Place>,
     disks: BTreeMap<String, Attached>,
     nets: BTreeMap<String, net::Plugged>,
-}
-
-/// A controller on the bus.
-struct Place {
-    device: DeviceId,
-    handle: ControllerHandle,
-}
-
-struct Attached {
-    controller: u16,
-    lun: u8,
-    what: What,
-}
-
-fn controller_name(number: u16) -> String {
-    format!("scsi{number}")
-}
-
-fn controller_number(name: &str) -> Option<u16> {
-    let number = name.strip_prefix("scsi")?.parse().ok()?;
-    // One name for each: not `scsi00`.
-    (number < MAX_CONTROLLERS && controller_name(number) == name).then_some(number)
-}
-
-/// Instance of a controller: disks' names for the guest are made from it, so it stays the same.
-fn instance(number: u16) -> Guid {
-    Guid::new(0x2a4c_9d11, 0x6f0b, 0x4c57, 0x8e21, 1 + u64::from(number))
 }
 
 impl Manager {
@@ -106,94 +71,6 @@ impl Manager {
 
     fn devices(&self) -> MutexGuard<'_, Devices> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Attaches a disk, on a controller that is made where it has to be.
-    ///
-    /// # Errors
-    /// Its name or the controller's cannot be, or there is no room.
-    pub fn attach(&self, disk: OpenDisk) -> Result<Disk, Error> {
-        let OpenDisk { config, unit } = disk;
-        let mut devices = self.devices();
-        let kind = match config.kind {
-            DiskType::Disk => "disk",
-            DiskType::Dvd => "dvd",
-        };
-        let id = devices.name(config.id, kind)?;
-        let controller = config.controller.as_deref().unwrap_or(FIRST_CONTROLLER);
-        let number = controller_number(controller).ok_or_else(|| {
-            let last = controller_name(MAX_CONTROLLERS - 1);
-            Error::BadRequest(format!(
-                "{controller:?} is no controller: use {FIRST_CONTROLLER} to {last}"
-            ))
-        })?;
-        if let Some(serial) = &config.serial
-            && devices.has_serial(serial)?
-        {
-            return Err(Error::Conflict(format!(
-                "there is already a disk with the serial number {serial:?}: the guest would take \
-                 both for one"
-            )));
-        }
-        let (lun, what) =
-            match devices.controllers.get(&number) {
-                Some(place) => {
-                    let lun = config.lun.or_else(|| place.handle.free_lun()).ok_or_else(|| {
-                    Error::Conflict(format!(
-                        "{controller} has no LUN left that the guest knows to be free: put the \
-                         disk on another controller"
-                    ))
-                })?;
-                    let what = unit.attach(&place.handle, lun)?;
-                    (lun, what)
-                }
-                None => {
-                    let lun = config.lun.unwrap_or(0);
-                    let (place, what) = self.offer(number, lun, unit)?;
-                    devices.controllers.insert(number, place);
-                    (lun, what)
-                }
-            };
-        let attached = Attached {
-            controller: number,
-            lun,
-            what,
-        };
-        let disk = devices.describe(&id, &attached)?;
-        devices.disks.insert(id, attached);
-        Ok(disk)
-    }
-
-    /// A new controller with its first disk.
-    fn offer(&self, number: u16, lun: u8, unit: OpenUnit) -> Result<(Place, What), Error> {
-        let failed = |error: &dyn std::fmt::Display| {
-            Error::Failed(format!("there can be no storage controller: {error}"))
-        };
-        let controller = Controller::new(instance(number)).map_err(|error| failed(&error))?;
-        let controller = controller.with_channels_for(self.machine.config().cpus);
-        let handle = controller.disks();
-        let what = unit.attach(&handle, lun)?;
-        let device = self.machine.bus().offer(Box::new(controller));
-        let place = Place {
-            device: device.map_err(|error| failed(&error))?,
-            handle,
-        };
-        Ok((place, what))
-    }
-
-    /// Takes a controller from the guest, and all its disks.
-    fn remove_controller(&self, devices: &mut Devices, number: u16) -> Result<(), Error> {
-        let place = devices.controllers.remove(&number).ok_or_else(|| {
-            Error::NotFound(format!(
-                "there is no controller {}: vm.info lists what there is",
-                controller_name(number)
-            ))
-        })?;
-        // Waits until the controller's requests are done and its disks are flushed. Nobody may
-        // offer another one of that name before.
-        self.machine.bus().rescind(place.device);
-        devices.disks.retain(|_, disk| disk.controller != number);
-        Ok(())
     }
 
     /// Asks the guest to end; false where it does not offer to be asked.
@@ -259,79 +136,6 @@ impl Devices {
             )));
         }
         Ok(id)
-    }
-
-    fn disk(&self, id: &str) -> Result<&Attached, Error> {
-        self.disks.get(id).ok_or_else(|| {
-            Error::NotFound(format!(
-                "there is no device {id:?}: vm.info lists what there is"
-            ))
-        })
-    }
-
-    /// The controller and LUN of a DVD drive.
-    fn drive(&self, id: &str) -> Result<(ControllerHandle, u8), Error> {
-        let disk = self.disk(id)?;
-        match disk.what {
-            What::Dvd => Ok((self.handle(disk)?.clone(), disk.lun)),
-            What::Disk { .. } => Err(Error::BadRequest(format!(
-                "{id} is a disk, not a DVD drive"
-            ))),
-        }
-    }
-
-    fn handle(&self, disk: &Attached) -> Result<&ControllerHandle, Error> {
-        let place = self.controllers.get(&disk.controller);
-        place.map(|place| &place.handle).ok_or_else(|| {
-            Error::Failed(format!(
-                "the disk's controller {} is gone",
-                controller_name(disk.controller)
-            ))
-        })
-    }
-
-    fn has_serial(&self, serial: &str) -> Result<bool, Error> {
-        for disk in self.disks.values() {
-            if self.handle(disk)?.serial(disk.lun)? == serial {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    fn describe(&self, id: &str, disk: &Attached) -> Result<Disk, Error> {
-        let handle = self.handle(disk)?;
-        let mut told = Disk {
-            id: id.into(),
-            kind: DiskType::Dvd,
-            controller: controller_name(disk.controller),
-            lun: disk.lun,
-            path: None,
-            format: Format::Raw,
-            readonly: true,
-            size: 0,
-            block_size: SECTOR,
-            serial: handle.serial(disk.lun)?,
-        };
-        match &disk.what {
-            What::Disk {
-                path,
-                format,
-                readonly,
-                block_size,
-            } => {
-                (told.size, _) = handle.disk(disk.lun)?;
-                (told.kind, told.path) = (DiskType::Disk, Some(path.clone()));
-                (told.format, told.readonly) = (*format, *readonly);
-                told.block_size = block_size.bytes();
-            }
-            What::Dvd => {
-                if let Some((path, size)) = handle.medium(disk.lun)? {
-                    (told.path, told.size) = (Some(path), size);
-                }
-            }
-        }
-        Ok(told)
     }
 }
 
@@ -537,26 +341,17 @@ impl Vm for Manager {
 
     fn remove_device(&self, id: &str) -> Result<(), Error> {
         self.still_there()?;
-        let mut devices = self.devices();
         if let Some(number) = controller_number(id) {
-            return self.remove_controller(&mut devices, number);
+            return self.remove_controller(number);
         }
+        let mut devices = self.devices();
         if let Some(net) = devices.nets.remove(id) {
             // Nobody may add another one in its place before it has ended.
             self.machine.bus().rescind(net.device());
             return Ok(());
         }
-        let disk = devices.disk(id)?;
-        let (handle, lun) = (devices.handle(disk)?.clone(), disk.lun);
-        let is_dvd = matches!(disk.what, What::Dvd);
-        // Whatever becomes of it, it is no disk of the machine any more. It may take its time, in
-        // which others may ask how the machine is.
-        devices.disks.remove(id);
         drop(devices);
-        if is_dvd {
-            return Ok(handle.detach_drive(lun)?);
-        }
-        Ok(handle.detach(lun)?)
+        self.remove_disk(id)
     }
 
     fn insert_medium(&self, id: &str, path: &Path, force: bool) -> Result<(), Error> {

@@ -30,6 +30,14 @@ use super::vsp::{Disk, MAX_LUNS};
 /// How long a disk that is removed may take to finish what guests asked before.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a guest may take to let go of a controller's disks.
+pub(super) const LETTING_GO: Duration = Duration::from_secs(20);
+
+/// A guest that asks nothing of a controller for so long has let go. Linux removes one disk after
+/// the other, each with a flush at its end; in software emulation a second may pass between two of
+/// its commands.
+pub(super) const QUIET: Duration = Duration::from_secs(3);
+
 /// Why a disk was not attached. The text is a sentence for the user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AttachError {
@@ -90,6 +98,8 @@ pub(super) struct Shared {
     target: Mutex<Target>,
     /// The guest has to be told that its disks are others than before.
     changed: AtomicBool,
+    /// A guest has the primary channel open, and it is served.
+    in_use: AtomicBool,
     /// Has the channel's worker look at `changed`.
     wake: EventFd,
 }
@@ -100,6 +110,7 @@ impl Shared {
             instance,
             target: Mutex::default(),
             changed: AtomicBool::new(false),
+            in_use: AtomicBool::new(false),
             wake,
         }
     }
@@ -121,6 +132,29 @@ impl Shared {
         self.changed.store(true, Ordering::Release);
         // Fails only where the counter is full, and then the event is readable anyway.
         let _ = self.wake.write(1);
+    }
+
+    pub(super) fn set_in_use(&self, in_use: bool) {
+        self.in_use.store(in_use, Ordering::Relaxed);
+    }
+
+    /// Waits until the guest knows that there are no disks, and asks nothing any more; or has had
+    /// its time.
+    fn wait_let_go(&self) {
+        let begin = Instant::now();
+        let (mut commands, mut last) = (0, begin);
+        while self.in_use.load(Ordering::Relaxed) && begin.elapsed() < LETTING_GO {
+            let (now, knows) = {
+                let target = self.target();
+                (target.commands(), target.has_no_gaps())
+            };
+            if now != commands {
+                (commands, last) = (now, Instant::now());
+            } else if knows && last.elapsed() >= QUIET {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// A guest begins a new conversation: it looks at all disks anyway.
@@ -185,6 +219,29 @@ impl ControllerHandle {
             return Ok(());
         }
         backend.flush().map_err(ChangeError::Flush)
+    }
+
+    /// Takes all disks and drives away, and waits until the guest has let go of them. A controller
+    /// that is rescinded before that leaves Linux waiting for ever for the end of a flush, and with
+    /// it whatever else is rescinded.
+    ///
+    /// # Errors
+    /// All are gone, but the end of one was not a good one; the first such is told.
+    pub fn retire(&self) -> Result<(), ChangeError> {
+        let luns: Vec<u8> = self.0.target().luns().collect();
+        let mut outcome = Ok(());
+        for lun in luns {
+            let detached = match self.detach(lun) {
+                Err(ChangeError::NoDisk(_)) => self.detach_drive(lun),
+                detached => detached,
+            };
+            // What somebody else was faster to take is gone as well.
+            if !matches!(detached, Err(ChangeError::NoDrive(_))) {
+                outcome = outcome.and(detached);
+            }
+        }
+        self.0.wait_let_go();
+        outcome
     }
 
     /// Makes the disk at `lun` larger, to `size` bytes.

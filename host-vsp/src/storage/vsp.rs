@@ -173,6 +173,7 @@ impl Vsp for Controller {
     }
 
     fn service(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
+        self.port.shared.set_in_use(true);
         // Cleared before the look: a change after it makes the event readable again.
         self.port.lane.clear_event();
         if self.port.shared.take_changed() {
@@ -205,6 +206,7 @@ impl Vsp for Controller {
     }
 
     fn quiesce(&mut self) {
+        self.port.shared.set_in_use(false);
         self.port.quiesce();
         // Part of the state, from here on.
         if self.port.shared.take_changed() {

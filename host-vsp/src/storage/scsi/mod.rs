@@ -42,6 +42,8 @@ pub(super) struct Target {
     drives: BTreeMap<u8, Drive>,
     /// LUNs that had a disk, which the guest may not have missed yet.
     gaps: BTreeSet<u8>,
+    /// Commands so far.
+    commands: u64,
 }
 
 /// One disk.
@@ -176,7 +178,7 @@ impl Target {
     }
 
     /// LUNs with a disk or drive.
-    fn luns(&self) -> impl Iterator<Item = u8> {
+    pub(super) fn luns(&self) -> impl Iterator<Item = u8> {
         self.units.keys().chain(self.drives.keys()).copied()
     }
 
@@ -221,6 +223,16 @@ impl Target {
         let unit = self.units.remove(&lun)?;
         self.gaps.insert(lun);
         Some(unit)
+    }
+
+    /// Whether a guest knows of all disks and drives that were removed.
+    pub(super) fn has_no_gaps(&self) -> bool {
+        self.gaps.is_empty()
+    }
+
+    /// Commands that guests have given so far.
+    pub(super) fn commands(&self) -> u64 {
+        self.commands
     }
 
     /// The blocks of a disk, and the size of one.
@@ -287,6 +299,7 @@ impl Target {
 
     /// Begins the command in `srb`, whose data is in or goes to `buffer`.
     pub(super) fn start(&mut self, srb: &Srb, buffer: GuestBuffer) -> Step {
+        self.commands = self.commands.wrapping_add(1);
         let Some(cdb) = srb.cdb() else {
             return Step::Done(Outcome::invalid());
         };

@@ -1,13 +1,14 @@
 //! Disks that come, go and grow while a guest uses the controller.
 
 use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmbus_proto::scsi::{Cdb, Sense};
 use vmbus_proto::storvsp::{DATA_NONE, Operation, Srb, VstorPacket, srb_status};
 
 use super::guest::{Guest, assert_good, assert_sense, contiguous};
 use super::{Image, controller};
+use crate::storage::handle::{LETTING_GO, QUIET};
 use crate::storage::{AttachError, ChangeError, MAX_LUNS, RawFile};
 
 const SIZE: u64 = 1 << 20;
@@ -95,6 +96,49 @@ fn a_removed_disk_is_gone_and_what_was_written_is_in_its_image() {
     disks.attach(5, second.open()).unwrap();
     assert_told(&mut guest);
     assert_good(&guest.srb(&command(5, Cdb::TestUnitReady), &[]), 0);
+}
+
+#[test]
+fn a_controller_waits_until_the_guest_has_let_go_of_its_disks() {
+    let (first, second) = (Image::new(SIZE), Image::new(SIZE));
+    let mut guest = Guest::ready(controller(first.open()));
+    let disks = guest.vsp.disks();
+    disks.attach(5, second.open()).unwrap();
+    assert_told(&mut guest);
+    let (gone, is_gone) = channel();
+    let remover = std::thread::spawn(move || gone.send(disks.retire()).unwrap());
+    let end = Instant::now() + Duration::from_secs(10);
+    while guest.vsp.disks().disk(5).is_ok() {
+        assert!(Instant::now() < end, "the disks stay");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_told(&mut guest);
+    for lun in [0, 5] {
+        let early = is_gone.recv_timeout(QUIET);
+        assert!(
+            early.is_err(),
+            "the guest does not know of {lun}: {early:?}"
+        );
+        let answer = guest.srb(&command(lun, Cdb::TestUnitReady), &[]);
+        assert_sense(&answer, srb_status::INVALID_LUN, Sense::LU_NOT_SUPPORTED);
+    }
+    // Its last flush may take a while to come.
+    let early = is_gone.recv_timeout(QUIET / 2);
+    assert!(early.is_err(), "the guest may still ask: {early:?}");
+    is_gone.recv_timeout(LETTING_GO).unwrap().unwrap();
+    remover.join().unwrap();
+    RawFile::open(&first.path, false).expect("the image is free");
+    RawFile::open(&second.path, false).expect("the image is free");
+}
+
+#[test]
+fn a_controller_that_no_guest_uses_goes_at_once() {
+    let image = Image::new(SIZE);
+    let controller = controller(image.open());
+    let begin = Instant::now();
+    controller.disks().retire().unwrap();
+    assert!(begin.elapsed() < QUIET, "it waited for nobody");
+    RawFile::open(&image.path, false).expect("the image is free");
 }
 
 #[test]
