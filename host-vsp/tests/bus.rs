@@ -148,7 +148,12 @@ fn every_version_is_spoken_and_others_are_refused() {
         );
         assert_eq!(bus.version(), Some(version));
     }
-    for version in [Version::V6_0, Version::V3_0, Version(0), Version(u32::MAX)] {
+    for version in [
+        Version::V6_0,
+        Version::new(1, 1),
+        Version(0),
+        Version(u32::MAX),
+    ] {
         let mut bus = new_bus();
         assert_eq!(say(&mut bus, contact(version)), ["forget", "vp1 version 0"]);
         assert_eq!(bus.version(), None);

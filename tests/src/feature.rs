@@ -31,6 +31,8 @@ macro_rules! features {
 features! {
     Boots: "boots unmodified, and sees Microsoft Hyper-V",
     CleanLog: "no warning of the kernel about Hyper-V, storage or clocks",
+    Vmbus2_4: "VMBus 2.4",
+    Vmbus3_0: "VMBus 3.0",
     Vmbus4_0: "VMBus 4.0",
     Vmbus4_1: "VMBus 4.1",
     Vmbus5_0: "VMBus 5.0",

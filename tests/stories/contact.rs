@@ -13,6 +13,8 @@ pub(crate) const STORIES: &[Entry] = &[
     Entry::new("at_5_0", |story| at(story, "5.0")),
     Entry::new("at_4_1", |story| at(story, "4.1")),
     Entry::new("at_4_0", |story| at(story, "4.0")),
+    Entry::new("at_3_0", |story| at(story, "3.0")),
+    Entry::new("at_2_4", |story| at(story, "2.4")),
     Entry::new("unknown_version_is_refused", |story| refused(story, "9.9")),
     Entry::new("version_6_0_is_refused", |story| refused(story, "6.0")),
     Entry::new("connect_unload_connect", connect_unload_connect),

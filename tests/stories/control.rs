@@ -182,7 +182,7 @@ fn raw_requests(story: &Story, ctl: &Ctl<'_>) -> anyhow::Result<()> {
             "vm.kvp-get",
             r#"{"key":"a","pool":"x"}"#,
             400,
-            "pool",
+            "External",
         ),
         ("PUT", "vm.resume", "", 409, "paused"),
         ("PUT", "vm.thaw", "", 409, "not frozen"),

@@ -11,6 +11,12 @@ use crate::stock::{Stock, expect_on_host, make_disk, write_and_verify};
 
 /// 5.3 is what the kernels choose by themselves: see the topic `linux`.
 pub(crate) const STORIES: &[Entry] = &[
+    Entry::new("limited_to_2_4", |story| {
+        limited(story, 2, 4, Feature::Vmbus2_4)
+    }),
+    Entry::new("limited_to_3_0", |story| {
+        limited(story, 3, 0, Feature::Vmbus3_0)
+    }),
     Entry::new("limited_to_4_0", |story| {
         limited(story, 4, 0, Feature::Vmbus4_0)
     }),

@@ -20,7 +20,6 @@ mod formats;
 mod guest;
 mod guest_services;
 mod iso;
-mod lifecycle;
 mod linux;
 mod linux_backup;
 mod linux_channels;
@@ -67,7 +66,6 @@ const TOPICS: &[Topic] = &[
     ("dvd", dvd::STORIES),
     ("control", control::STORIES),
     ("debian", debian::STORIES),
-    ("lifecycle", lifecycle::STORIES),
 ];
 
 fn main() -> ExitCode {

@@ -27,13 +27,15 @@ impl Version {
     pub const V6_0: Self = Self::new(6, 0);
 
     /// The versions this project speaks, newest first.
-    pub const SUPPORTED: [Self; 6] = [
+    pub const SUPPORTED: [Self; 8] = [
         Self::V5_3,
         Self::V5_2,
         Self::V5_1,
         Self::V5_0,
         Self::V4_1,
         Self::V4_0,
+        Self::V3_0,
+        Self::V2_4,
     ];
 
     /// A version from its parts.

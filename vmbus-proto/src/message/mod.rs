@@ -46,7 +46,7 @@ pub struct Header {
 }
 const _: () = assert!(size_of::<Header>() == 8);
 
-/// Types of channel messages, versions 4.0 to 5.3.
+/// Types of channel messages, versions 2.4 to 5.3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 #[expect(missing_docs, reason = "the variants of `Message` are documented")]
