@@ -25,7 +25,7 @@ const MAC: &str = "02:15:5d:00:00:07";
 
 /// What the host's end of the tap is called, and its address; the guest gets another one of the
 /// net.
-const TAP: &str = "tap7";
+pub(crate) const TAP: &str = "tap7";
 const HOST: &str = "10.7.0.1";
 const GUEST: &str = "10.7.0.7";
 
@@ -45,7 +45,7 @@ const DHCP_SCRIPT: &str = "#!/bin/sh\n\
     [ -z \"$router\" ] || route add default gw \"$router\"\n";
 
 /// Runs a line in L1, which must succeed; what it printed.
-fn on_host(story: &Story, line: &str) -> anyhow::Result<String> {
+pub(crate) fn on_host(story: &Story, line: &str) -> anyhow::Result<String> {
     let output = story.l1().shell(line).run(COMMAND)?;
     ensure!(output.status.success(), "`{line}` on the host: {output}");
     Ok(output.stdout_text().trim().to_owned())
@@ -66,13 +66,13 @@ fn load(story: &Story, name: &str) -> anyhow::Result<()> {
 }
 
 /// A tap in L1 with an address and a DHCP server, until this is dropped.
-struct Tap<'a> {
+pub(crate) struct Tap<'a> {
     story: &'a Story,
     _dhcp: Process,
 }
 
 impl<'a> Tap<'a> {
-    fn new(story: &'a Story) -> anyhow::Result<Self> {
+    pub(crate) fn new(story: &'a Story) -> anyhow::Result<Self> {
         load(story, "tun")?;
         on_host(
             story,
@@ -141,20 +141,21 @@ const GATEWAY: &str = "10.9.0.1";
 
 /// Puts passt into L1. It gives up its root directory, which an initramfs cannot do: so it gets the
 /// same files by another mount. It gives the guest the address of an interface that leads out.
-fn install_passt(story: &Story) -> anyhow::Result<()> {
+pub(crate) fn install_passt(story: &Story) -> anyhow::Result<()> {
     load(story, "dummy")?;
     for (local, name) in Passt::get()?.files {
         story.l1().put(local, &format!("/tmp/passt/{name}"))?;
     }
-    let start = "#!/bin/sh\nexec chroot /real /tmp/passt/ld.so --library-path /tmp/passt \
-                 /tmp/passt/passt \"$@\"\n";
+    let start = "#!/bin/sh\n[ \"$1\" = inside ] || exec unshare -m \"$0\" inside \"$@\"\nshift\n\
+cd /real && mount --rbind / . && cd /real && mount --move . / &&\n\
+exec chroot . /tmp/passt/ld.so --library-path /tmp/passt /tmp/passt/passt \"$@\"\n";
     story.l1().put_bytes(start.as_bytes(), "/bin/passt")?;
     let people = "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n";
     story.l1().put_bytes(people.as_bytes(), "/etc/passwd")?;
     on_host(
         story,
         &format!(
-            "chmod 755 /bin/passt; [ -d /real ] || {{ mkdir /real; mount --rbind / /real; }}; \
+            "chmod 755 /bin/passt; mkdir -p /real; \
              ifconfig lo 127.0.0.1 up; ip link del dummy0 2>/dev/null; \
              ip link add dummy0 type dummy && ifconfig dummy0 {USER} netmask 255.255.255.0 up && \
              route add default gw {GATEWAY} dev dummy0"
@@ -236,7 +237,7 @@ fn offloads(story: &Story, linux: &mut Linux, tap: &Tap<'_>) -> anyhow::Result<(
 
 /// Opens a pipe that has no end as descriptor 3, for a `nc` that only receives: one whose input ends
 /// closes its half of the connection, whereupon the other one ends before it has sent all.
-fn open_end(pipe: &str) -> String {
+pub(crate) fn open_end(pipe: &str) -> String {
     format!("[ -p {pipe} ] || mkfifo {pipe}; exec 3<>{pipe};")
 }
 
@@ -274,7 +275,7 @@ fn to_guest(story: &Story, linux: &mut Linux, host: &str) -> anyhow::Result<()> 
 }
 
 /// Waits until somebody in L1 listens at `port`.
-fn listening(story: &Story, port: u16) -> anyhow::Result<()> {
+pub(crate) fn listening(story: &Story, port: u16) -> anyhow::Result<()> {
     let pattern = format!(":{port:04X} 0{{8}}:0000 0A|:{port:04X} 0{{32}}:0000 0A");
     let line = format!(
         "n=0; until grep -qE '{pattern}' /proc/net/tcp /proc/net/tcp6; do sleep 0.1; \

@@ -18,6 +18,7 @@ mod endings;
 mod flush;
 mod formats;
 mod guest;
+mod guest_network;
 mod guest_services;
 mod iso;
 mod linux;
@@ -51,6 +52,7 @@ const TOPICS: &[Topic] = &[
     ("console", console::STORIES),
     ("refusals_of_users", refusals_of_users::STORIES),
     ("guest_services", guest_services::STORIES),
+    ("guest_network", guest_network::STORIES),
     ("either_bus", either_bus::STORIES),
     ("endings", endings::STORIES),
     ("durability", durability::STORIES),

@@ -34,6 +34,10 @@ impl VmbusNic {
         let offer = super::offer(bus, network::CLASS, index, "network")?;
         let network = Network::open(bus, &offer, &MEMORY, options)
             .map_err(|error| format!("the adapter does not open: {error}"))?;
+        let offloads = network.offloads();
+        if offloads.tcp_ipv4 && offloads.tcp_ipv6 {
+            crate::println!("checksums of TCP are the adapter's affair");
+        }
         let frame = network.max_frame();
         Ok(Self {
             network,
