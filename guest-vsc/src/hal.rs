@@ -3,7 +3,7 @@
 //! The trait has the shape of the one in the `virtio-drivers` crate: static functions, each with
 //! what an implementation has to guarantee. VMBus needs a little more than virtio, because a guest
 //! talks to the hypervisor itself: which processor this is, whether interrupts are on, and four
-//! privileged instructions. Those have defaults for x86-64, so that a kernel writes six short
+//! privileged instructions. Those have defaults for x86, so that a kernel writes six short
 //! functions; tests replace the instructions and run the drivers in one process with a host.
 #![expect(unsafe_code, reason = "the contract between kernel and drivers")]
 

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use bed::cargo;
+use bed::provision::rust_src;
 
 use crate::step;
 
@@ -40,6 +41,24 @@ pub(super) fn clippy() -> anyhow::Result<()> {
     let mut kernel = kernel("clippy")?;
     kernel.args(["--", "-D", "warnings"]);
     step::run("clippy guest-kernel", kernel)?;
+    drivers()
+}
+
+/// The guest drivers as other kernels build them: with fewer features than the workspace asks for,
+/// and for 32 bits.
+fn drivers() -> anyhow::Result<()> {
+    let clippy = ["clippy", "--package", "guest-vsc"];
+    let mut bare = workspace(&clippy);
+    bare.args(["--", "-D", "warnings"]);
+    step::run("clippy guest-vsc without features", bare)?;
+    let mut narrow = workspace(&clippy);
+    narrow
+        .arg("--all-features")
+        .arg("--target-dir")
+        .arg(cargo::target_dir().join("guest-vsc-32"));
+    rust_src::route(rust_src::TARGET_32)?.apply(&mut narrow);
+    narrow.args(["--", "-D", "warnings"]);
+    step::run("clippy guest-vsc for 32 bits", narrow)?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
-//! How `x86_64-unknown-none` is built: with the installed target, else from the sources of the
-//! standard library that equal the compiler, kept in the cache.
+//! How targets without the whole standard library are built for, above all `x86_64-unknown-none`:
+//! with the installed target, else from the sources of the standard library that equal the compiler,
+//! kept in the cache.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,20 +12,22 @@ use crate::error::{Error, Result};
 /// The bare-metal target.
 pub const TARGET: &str = "x86_64-unknown-none";
 
-/// The way to build for [`TARGET`] here.
+/// The 32-bit target: any will do that has no more than `core` and `alloc` to offer here.
+pub const TARGET_32: &str = "i686-unknown-linux-gnu";
+
+/// The way to build for a target here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Route {
-    /// The target is installed in the toolchain.
-    Installed,
-    /// `core` and `alloc` are built from this `library` directory.
-    FromSource(PathBuf),
+pub struct Route {
+    target: &'static str,
+    /// Where `core` and `alloc` are built from, unless the target is installed in the toolchain.
+    library: Option<PathBuf>,
 }
 
 impl Route {
     /// Adds to a `cargo build` what this route needs.
     pub fn apply(&self, command: &mut Command) {
-        command.args(["--target", TARGET]);
-        if let Self::FromSource(library) = self {
+        command.args(["--target", self.target]);
+        if let Some(library) = &self.library {
             command
                 .arg("-Zbuild-std=core,alloc,compiler_builtins")
                 .arg("-Zbuild-std-features=compiler-builtins-mem")
@@ -34,12 +37,18 @@ impl Route {
     }
 }
 
-/// Finds the way, fetching the sources when they are needed and missing.
+/// Finds the way to build for [`TARGET`], fetching the sources when they are needed and missing.
 pub fn bare_metal_route() -> Result<Route> {
+    route(TARGET)
+}
+
+/// The same for `target`.
+pub fn route(target: &'static str) -> Result<Route> {
     let rustc = || Command::new("rustc");
-    let libdir = output_of(rustc().args(["--print", "target-libdir", "--target", TARGET]))?;
+    let libdir = output_of(rustc().args(["--print", "target-libdir", "--target", target]))?;
     if has_core(Path::new(libdir.trim())) {
-        return Ok(Route::Installed);
+        let library = None;
+        return Ok(Route { target, library });
     }
     let version = output_of(rustc().arg("--version"))?;
     let version = version.split(' ').nth(1).unwrap_or("").to_owned();
@@ -49,7 +58,7 @@ pub fn bare_metal_route() -> Result<Route> {
     )
     .map_err(|error| {
         Error::Setup(format!(
-            "no way to build for {TARGET}: run `rustup target add {TARGET}` (or, where \
+            "no way to build for {target}: run `rustup target add {target}` (or, where \
                      Debian has a rust-src {version}, set VMBUS_MIRROR): {error}"
         ))
     })?;
@@ -60,7 +69,8 @@ pub fn bare_metal_route() -> Result<Route> {
             bundle.display()
         )));
     }
-    Ok(Route::FromSource(library))
+    let library = Some(library);
+    Ok(Route { target, library })
 }
 
 fn has_core(libdir: &Path) -> bool {
