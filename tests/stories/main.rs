@@ -42,6 +42,8 @@ use e2e::Topic;
 const TOPICS: &[Topic] = &[
     ("bed", bed_itself::STORIES),
     ("bed_command", bed_command::STORIES),
+    // The longest first, or the last one is waited for alone.
+    ("debian", debian::STORIES),
     ("check", check::STORIES),
     ("boot", boot::STORIES),
     ("contact", contact::STORIES),
@@ -67,7 +69,6 @@ const TOPICS: &[Topic] = &[
     ("formats", formats::STORIES),
     ("dvd", dvd::STORIES),
     ("control", control::STORIES),
-    ("debian", debian::STORIES),
 ];
 
 fn main() -> ExitCode {
