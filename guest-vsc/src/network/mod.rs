@@ -20,6 +20,34 @@
 //! [`wait_until_ready`](Network::wait_until_ready) sleeps until one does. Frames that nobody takes
 //! fill the receive buffer, and then the host loses more; those beyond the places of
 //! [`NetworkMemory`] are lost when the driver has to ask the host something, or waits for room.
+//!
+//! ```no_run
+//! use core::time::Duration;
+//! use guest_vsc::network::{self, Network, NetworkMemory, NetworkOptions};
+//! use guest_vsc::{Error, Hal, VmBus};
+//!
+//! // Sends every frame back, until none has come for a second.
+//! fn echo<'b, H: Hal>(
+//!     bus: &'b VmBus<'b, H>,
+//!     memory: &'b NetworkMemory<H>,
+//! ) -> Result<(), Error> {
+//!     let offer = bus.find(network::CLASS).ok_or(Error::NoOffer)?;
+//!     let adapter = Network::open(bus, &offer, memory, &NetworkOptions::default())?;
+//!     let mut frame = [0; 1514];
+//!     while adapter.wait_until_ready(Duration::from_secs(1))? {
+//!         let Some(received) = adapter.try_receive(&mut frame)? else {
+//!             continue;
+//!         };
+//!         let (to, from) = frame[..12].split_at_mut(6);
+//!         to.swap_with_slice(from);
+//!         match adapter.try_send(&frame[..received.length]) {
+//!             Ok(()) | Err(Error::Full) => {}
+//!             Err(error) => return Err(error),
+//!         }
+//!     }
+//!     Ok(())
+//! }
+//! ```
 
 mod conversation;
 mod inbox;
