@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use bed::l1::{Command, L1, Process};
 use bed::provision::kernel::{Kernel, Series};
-use bed::provision::{QemuTools, debian_root};
+use bed::provision::{Carried, debian_root};
 
 use crate::feature::Feature;
 use crate::record::Proof;
@@ -21,6 +21,9 @@ const PROGRAMS: &str = "/tmp/bin";
 
 /// Where QEMU's tools are put, with their libraries.
 const QEMU_TOOLS: &str = "/tmp/qemu-tools";
+
+/// Where tools for nets are put, with their libraries.
+const NET_TOOLS: &str = "/tmp/net-tools";
 
 /// For the harness's own small commands in L1.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
@@ -146,12 +149,22 @@ impl Story {
 
     /// Has `qemu-img` and `qemu-storage-daemon` in this L1, where all programs find them.
     pub fn provide_qemu_tools(&self) -> anyhow::Result<()> {
-        let tools = QemuTools::get()?;
-        let line = format!("test -d {QEMU_TOOLS}");
+        self.provide(&Carried::qemu_tools()?, QEMU_TOOLS)
+    }
+
+    /// Has `iperf3`, `ethtool` and `tcpdump` in this L1, where all programs find them.
+    pub fn provide_net_tools(&self) -> anyhow::Result<()> {
+        self.provide(&Carried::net_tools()?, NET_TOOLS)
+    }
+
+    /// Has programs in this L1's `dir`, and a script for each where all programs find them, unless
+    /// busybox has one of that name.
+    pub fn provide(&self, tools: &Carried, dir: &str) -> anyhow::Result<()> {
+        let line = format!("test -d {dir}");
         if self.l1.shell(&line).run(HOUSEKEEPING)?.status.success() {
             return Ok(());
         }
-        let making = format!("{QEMU_TOOLS}.making");
+        let making = format!("{dir}.making");
         self.l1
             .shell(&format!("mkdir -p {making}"))
             .run(HOUSEKEEPING)?;
@@ -161,19 +174,20 @@ impl Story {
             self.l1.put(&file, &format!("{making}/{name}"))?;
         }
         for program in tools.programs() {
-            let (script, path) = (tools.script(program, QEMU_TOOLS), format!("/bin/{program}"));
+            let (script, path) = (tools.script(program, dir), format!("{making}/{program}.sh"));
             self.l1.put_bytes(script.as_bytes(), &path)?;
             let made = self
                 .l1
-                .command("chmod")
-                .args(["755", &path])
+                .shell(&format!(
+                    "chmod 755 {path} && {{ [ -e /bin/{program} ] || cp {path} /bin/{program}; }}"
+                ))
                 .run(HOUSEKEEPING)?;
-            ensure!(made.status.success(), "chmod: {made}");
+            ensure!(made.status.success(), "{program}: {made}");
         }
         let moved = self
             .l1
             .command("mv")
-            .args([&making, QEMU_TOOLS])
+            .args([making.as_str(), dir])
             .run(HOUSEKEEPING)?;
         ensure!(moved.status.success(), "mv: {moved}");
         Ok(())

@@ -9,7 +9,7 @@ use bed::wire::Stream;
 use e2e::{Entry, Story};
 
 use crate::guest::{Guest, Vm};
-use crate::linux_network::{TAP, Tap, install_passt, listening, on_host, open_end};
+use crate::net::{TAP, Tap, install_passt, listening, on_host, open_end};
 
 pub(crate) const STORIES: &[Entry] = &[
     Entry::new("guest_kernel_on_the_users_net", user),

@@ -4,18 +4,23 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use bed::l1::Process;
-use bed::provision::Passt;
-use bed::provision::kernel::{Kernel, Series};
+use bed::l1::Signal;
+use bed::provision::kernel::Series;
+use bed::wire::Stream;
 use e2e::{Entry, Feature, Story};
 
 use crate::ctl::Ctl;
+use crate::net::{
+    DHCP_SCRIPT, GATEWAY, GUEST, HOST, TAP, TRANSFER, Tap, USER, install_passt, listening, on_host,
+    open_end, to_guest, to_host, tools,
+};
 use crate::stock::{COMMAND, Linux, Stock};
 
 pub(crate) const STORIES: &[Entry] = &[
     Entry::new("tap_of_6_1", |story| tap(story, Series::Linux6_1)),
     Entry::new("tap_of_6_12", |story| tap(story, Series::Linux6_12)),
     Entry::new("tap_of_7", |story| tap(story, Series::Linux7)),
+    Entry::new("queues_of_6_12", |story| queues(story, Series::Linux6_12)),
     Entry::new("user_of_6_12", |story| user(story, Series::Linux6_12)),
     Entry::new("reloads_of_6_12", |story| reloads(story, Series::Linux6_12)),
 ];
@@ -23,144 +28,39 @@ pub(crate) const STORIES: &[Entry] = &[
 /// The adapter's address.
 const MAC: &str = "02:15:5d:00:00:07";
 
-/// What the host's end of the tap is called, and its address; the guest gets another one of the
-/// net.
-pub(crate) const TAP: &str = "tap7";
-const HOST: &str = "10.7.0.1";
-const GUEST: &str = "10.7.0.7";
-
-/// Bytes of a transfer.
-const BYTES: u64 = 16 << 20;
-
-/// For one transfer.
-const TRANSFER: Duration = Duration::from_secs(120);
-
 /// Within this the guest sees its cable: what it promises, and what the console takes.
 const LINK: Duration = Duration::from_secs(3 + 2);
-
-/// What `udhcpc` runs when it has an address.
-const DHCP_SCRIPT: &str = "#!/bin/sh\n\
-    [ \"$1\" = bound ] || exit 0\n\
-    ifconfig \"$interface\" \"$ip\" netmask \"$subnet\"\n\
-    [ -z \"$router\" ] || route add default gw \"$router\"\n";
-
-/// Runs a line in L1, which must succeed; what it printed.
-pub(crate) fn on_host(story: &Story, line: &str) -> anyhow::Result<String> {
-    let output = story.l1().shell(line).run(COMMAND)?;
-    ensure!(output.status.success(), "`{line}` on the host: {output}");
-    Ok(output.stdout_text().trim().to_owned())
-}
-
-/// Loads a module, and what it needs, into L1's kernel.
-fn load(story: &Story, name: &str) -> anyhow::Result<()> {
-    for module in Kernel::get(Series::Linux6_12)?.modules(&[name])? {
-        let path = story.file("module.ko");
-        story.l1().put_bytes(&module.bytes, &path)?;
-        let name = module.name.replace('-', "_");
-        on_host(
-            story,
-            &format!("[ -d /sys/module/{name} ] || insmod {path}"),
-        )?;
-    }
-    Ok(())
-}
-
-/// A tap in L1 with an address and a DHCP server, until this is dropped.
-pub(crate) struct Tap<'a> {
-    story: &'a Story,
-    _dhcp: Process,
-}
-
-impl<'a> Tap<'a> {
-    pub(crate) fn new(story: &'a Story) -> anyhow::Result<Self> {
-        load(story, "tun")?;
-        on_host(
-            story,
-            &format!(
-                "mkdir -p /dev/net; [ -c /dev/net/tun ] || mknod /dev/net/tun c 10 200; \
-                 tunctl -d {TAP} 2>/dev/null; tunctl -t {TAP} && \
-                 ifconfig {TAP} {HOST} netmask 255.255.255.0 up"
-            ),
-        )?;
-        let leases = story.file("leases");
-        let config = story.file("udhcpd.conf");
-        let text = format!(
-            "start {GUEST}\nend {GUEST}\ninterface {TAP}\nlease_file {leases}\n\
-             option subnet 255.255.255.0\noption router {HOST}\n"
-        );
-        story.l1().put_bytes(text.as_bytes(), &config)?;
-        on_host(story, &format!(": >{leases}"))?;
-        let dhcp = story.l1().command("udhcpd").args(["-f", "-I", HOST]);
-        Ok(Self {
-            story,
-            _dhcp: dhcp.arg(config).spawn()?,
-        })
-    }
-
-    /// A counter of the interface.
-    fn counter(&self, name: &str) -> anyhow::Result<u64> {
-        let path = format!("/sys/class/net/{TAP}/statistics/{name}");
-        Ok(on_host(self.story, &format!("cat {path}"))?.parse()?)
-    }
-}
-
-impl Drop for Tap<'_> {
-    fn drop(&mut self) {
-        // The next story makes it anew where this fails.
-        let _ = on_host(self.story, &format!("tunctl -d {TAP}"));
-    }
-}
 
 fn tap(story: &mut Story, series: Series) -> anyhow::Result<()> {
     let story = &*story;
     let tap = Tap::new(story)?;
     let ctl = Ctl::new(story);
-    let mut linux = Stock::new(story, series)
+    let tools = tools()?;
+    let mut stock = Stock::new(story, series)
         .program("bin/bound", DHCP_SCRIPT)
         .module("hv_netvsc")
         .args(["--api-socket", ctl.socket()])
-        .args(["--net", &format!("tap={TAP},mac={MAC},mtu=9000,id=lan")])
-        .boot()?;
+        .args(["--net", &format!("tap={TAP},mac={MAC},mtu=9000,id=lan")]);
+    for (path, bytes) in &tools {
+        stock = stock.file(path, bytes);
+    }
+    not_for_others(story)?;
+    let mut linux = stock.boot()?;
 
     dhcp(&mut linux)?;
     story.proves(series, Feature::Dhcp);
     offloads(story, &mut linux, &tap)?;
     story.proves(series, Feature::Offloads);
+    streams(story, &mut linux)?;
+    story.proves(series, Feature::Iperf);
+    checksums_in_software(story, &mut linux)?;
+    story.proves(series, Feature::ChecksumsInSoftware);
     long_frames(story, &mut linux)?;
     story.proves(series, Feature::Mtu9000);
     cable(&mut linux, &ctl)?;
     story.proves(series, Feature::LinkState);
     linux.expect_clean_log()?;
     linux.power_off()?;
-    Ok(())
-}
-
-/// The net that passt translates to the host's: its own address, and by whom it is reached there.
-const USER: &str = "10.9.0.2";
-const GATEWAY: &str = "10.9.0.1";
-
-/// Puts passt into L1. It gives up its root directory, which an initramfs cannot do: so it gets the
-/// same files by another mount. It gives the guest the address of an interface that leads out.
-pub(crate) fn install_passt(story: &Story) -> anyhow::Result<()> {
-    load(story, "dummy")?;
-    for (local, name) in Passt::get()?.files {
-        story.l1().put(local, &format!("/tmp/passt/{name}"))?;
-    }
-    let start = "#!/bin/sh\n[ \"$1\" = inside ] || exec unshare -m \"$0\" inside \"$@\"\nshift\n\
-cd /real && mount --rbind / . && cd /real && mount --move . / &&\n\
-exec chroot . /tmp/passt/ld.so --library-path /tmp/passt /tmp/passt/passt \"$@\"\n";
-    story.l1().put_bytes(start.as_bytes(), "/bin/passt")?;
-    let people = "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n";
-    story.l1().put_bytes(people.as_bytes(), "/etc/passwd")?;
-    on_host(
-        story,
-        &format!(
-            "chmod 755 /bin/passt; mkdir -p /real; \
-             ifconfig lo 127.0.0.1 up; ip link del dummy0 2>/dev/null; \
-             ip link add dummy0 type dummy && ifconfig dummy0 {USER} netmask 255.255.255.0 up && \
-             route add default gw {GATEWAY} dev dummy0"
-        ),
-    )?;
     Ok(())
 }
 
@@ -206,9 +106,38 @@ fn dhcp(linux: &mut Linux) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A tap of root's is no other user's.
+fn not_for_others(story: &Story) -> anyhow::Result<()> {
+    let (program, kernel) = (story.host_vsp_program()?, story.stock_kernel()?);
+    let line = format!(
+        "chmod 666 /dev/net/tun /dev/kvm; \
+         grep -q ^tester: /etc/passwd 2>/dev/null || \
+         echo 'tester:x:1000:1000::/:/bin/sh' >>/etc/passwd; \
+         su tester -c '{program} run --kernel {kernel} --net tap={TAP}'"
+    );
+    let output = story.l1().shell(&line).run(COMMAND)?;
+    let said = output.stderr_text();
+    ensure!(
+        output.status.code() == Some(1)
+            && said.trim_end().lines().count() == 1
+            && said.contains("belongs to another user"),
+        "somebody else's tap: {output}"
+    );
+    Ok(())
+}
+
 /// Bulk TCP each way, the content the same; segments leave the guest joined, and no checksum is
 /// wrong for anybody.
 fn offloads(story: &Story, linux: &mut Linux, tap: &Tap<'_>) -> anyhow::Result<()> {
+    let features = linux.sh("ethtool -k eth0")?;
+    for feature in [
+        "rx-checksumming: on",
+        "tx-checksumming: on",
+        "scatter-gather: on",
+        "tcp-segmentation-offload: on",
+    ] {
+        ensure!(features.contains(feature), "no {feature}: {features}");
+    }
     let wrong = "awk '/^Tcp: [0-9]/ { print $16 }' /proc/net/snmp";
     let (before, wrong_before) = (
         (tap.counter("rx_packets")?, tap.counter("rx_bytes")?),
@@ -235,53 +164,80 @@ fn offloads(story: &Story, linux: &mut Linux, tap: &Tap<'_>) -> anyhow::Result<(
     Ok(())
 }
 
-/// Opens a pipe that has no end as descriptor 3, for a `nc` that only receives: one whose input ends
-/// closes its half of the connection, whereupon the other one ends before it has sent all.
-pub(crate) fn open_end(pipe: &str) -> String {
-    format!("[ -p {pipe} ] || mkfifo {pipe}; exec 3<>{pipe};")
-}
-
-/// The guest sends random bytes.
-fn to_host(story: &Story, linux: &mut Linux, host: &str) -> anyhow::Result<()> {
-    let server = format!(
-        "{} nc -l -p 7001 <&3 | sha256sum",
-        open_end(&story.file("end"))
-    );
-    let server = story.l1().shell(&server).spawn()?;
-    listening(story, 7001)?;
-    linux.sh(&format!("head -c {BYTES} /dev/urandom >/tmp/data"))?;
-    let sent = linux.sh("sha256sum </tmp/data")?;
-    linux.sh_within(&format!("nc {host} 7001 </tmp/data"), TRANSFER)?;
-    let received = server.finish(TRANSFER)?.stdout_text();
-    ensure!(received.trim() == sent, "sent {sent}, received {received}");
+/// Debian's `iperf3` both ways with one stream and with many; next to nothing is sent twice.
+fn streams(story: &Story, linux: &mut Linux) -> anyhow::Result<()> {
+    story.provide_net_tools()?;
+    let _server = story.l1().command("iperf3").arg("-s").spawn()?;
+    listening(story, 5201)?;
+    // Segments sent, and those sent again.
+    let sent = "awk '/^Tcp: [0-9]/ { print $12, $13 }' /proc/net/snmp";
+    let guest_before = numbers(&linux.sh(sent)?)?;
+    let host_before = numbers(&on_host(story, sent)?)?;
+    for options in ["-P 1", "-P 8", "-P 1 -R", "-P 8 -R"] {
+        iperf(linux, options)?;
+    }
+    for (whose, before, after) in [
+        ("guest", guest_before, numbers(&linux.sh(sent)?)?),
+        ("host", host_before, numbers(&on_host(story, sent)?)?),
+    ] {
+        let [segments, again] = [after[0] - before[0], after[1] - before[1]];
+        ensure!(
+            segments > 1000 && again * 1000 < segments,
+            "the {whose} has sent {segments} segments, {again} of them again"
+        );
+    }
     Ok(())
 }
 
-/// The guest receives random bytes.
-fn to_guest(story: &Story, linux: &mut Linux, host: &str) -> anyhow::Result<()> {
-    let data = story.file("data");
-    on_host(story, &format!("head -c {BYTES} /dev/urandom >{data}"))?;
-    let sent = on_host(story, &format!("sha256sum <{data}"))?;
-    let server = story
+/// Runs `iperf3` in the guest, to the server in L1. How long it takes is the machine's affair.
+fn iperf(linux: &mut Linux, options: &str) -> anyhow::Result<()> {
+    let line = format!("iperf3 -c {HOST} -n 16M -i 0 -f m {options} >/tmp/iperf 2>&1");
+    if let Err(error) = linux.sh_within(&line, TRANSFER) {
+        let said = linux.sh("cat /tmp/iperf")?;
+        anyhow::bail!("{error:#}\n{said}");
+    }
+    let received = linux.sh("grep receiver /tmp/iperf | tail -1")?;
+    ensure!(
+        received.contains("MBytes"),
+        "iperf3 {options}: {received:?}"
+    );
+    Ok(())
+}
+
+/// Numbers between spaces: two of them.
+fn numbers(text: &str) -> anyhow::Result<[u64; 2]> {
+    let numbers: Result<Vec<u64>, _> = text.split_whitespace().map(str::parse).collect();
+    let numbers = numbers.with_context(|| text.to_owned())?;
+    <[u64; 2]>::try_from(numbers).map_err(|_| anyhow::anyhow!("not two numbers: {text:?}"))
+}
+
+/// A guest that computes checksums and cuts segments itself: whoever looks at the tap sees right
+/// checksums, and no frame above the MTU.
+fn checksums_in_software(story: &Story, linux: &mut Linux) -> anyhow::Result<()> {
+    linux.sh("ethtool -K eth0 tx off tso off gso off")?;
+    let seen = story.file("seen");
+    let mut dump = story
         .l1()
-        .shell(&format!("nc -l -p 7002 <{data}"))
+        .command("tcpdump")
+        .args(["-i", TAP, "-Z", "root", "-U", "-w", &seen])
+        .arg(format!("src host {GUEST} and tcp"))
         .spawn()?;
-    listening(story, 7002)?;
-    let receive = format!("{} nc {host} 7002 <&3 | sha256sum", open_end("/tmp/end"));
-    let received = linux.sh_within(&receive, TRANSFER)?;
-    server.finish(TRANSFER)?;
-    ensure!(received == sent, "sent {sent}, received {received}");
-    Ok(())
-}
-
-/// Waits until somebody in L1 listens at `port`.
-pub(crate) fn listening(story: &Story, port: u16) -> anyhow::Result<()> {
-    let pattern = format!(":{port:04X} 0{{8}}:0000 0A|:{port:04X} 0{{32}}:0000 0A");
-    let line = format!(
-        "n=0; until grep -qE '{pattern}' /proc/net/tcp /proc/net/tcp6; do sleep 0.1; \
-         n=$((n+1)); [ $n -lt 200 ] || exit 1; done"
+    dump.expect_line_on(Stream::Stderr, "listening on", COMMAND)?;
+    to_host(story, linux, HOST)?;
+    dump.signal(Signal::INT)?;
+    dump.wait(COMMAND)?;
+    let count = |options: &str| -> anyhow::Result<u64> {
+        let line = format!("tcpdump -Z root -nr {seen} {options} 2>/dev/null | wc -l");
+        Ok(on_host(story, &line)?.parse()?)
+    };
+    let right = count("-vv | grep 'Flags.*cksum.*(correct)'")?;
+    let wrong = count("-vv | grep 'cksum.*incorrect'")?;
+    let long = count("greater 1515")?;
+    ensure!(
+        right > 1000 && wrong == 0 && long == 0,
+        "{right} frames have a right checksum, {wrong} a wrong one; {long} are above the MTU"
     );
-    on_host(story, &line).with_context(|| format!("nobody listens at {port}"))?;
+    linux.sh("ethtool -K eth0 tx on tso on gso on")?;
     Ok(())
 }
 
@@ -323,34 +279,120 @@ fn cable(linux: &mut Linux, ctl: &Ctl<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A channel for each of four processors, all with traffic, counted in the guest and on the host.
+fn queues(story: &mut Story, series: Series) -> anyhow::Result<()> {
+    let story = &*story;
+    let _tap = Tap::with_queues(story)?;
+    let ctl = Ctl::new(story);
+    let tools = tools()?;
+    let mut stock = Stock::new(story, series)
+        .cpus(4)
+        .program("bin/bound", DHCP_SCRIPT)
+        .module("hv_netvsc")
+        .args(["--api-socket", ctl.socket()])
+        .args(["--net", &format!("tap={TAP},mac={MAC},queues=4,id=lan")]);
+    for (path, bytes) in &tools {
+        stock = stock.file(path, bytes);
+    }
+    let mut linux = stock.boot()?;
+    dhcp(&mut linux)?;
+    // Linux uses half of its processors unless it is told.
+    linux.sh("ethtool -L eth0 combined 4")?;
+    linux.sh(&format!("ifconfig eth0 {GUEST} netmask 255.255.255.0 up"))?;
+    let channels = linux.sh("ethtool -l eth0 | grep Combined: | tail -1")?;
+    ensure!(channels.ends_with('4'), "{channels}");
+
+    story.provide_net_tools()?;
+    let _server = story.l1().command("iperf3").arg("-s").spawn()?;
+    listening(story, 5201)?;
+    iperf(&mut linux, "-P 8")?;
+    iperf(&mut linux, "-P 8 -R")?;
+    to_host(story, &mut linux, HOST)?;
+    to_guest(story, &mut linux, HOST)?;
+    let statistics = linux.sh("ethtool -S eth0")?;
+    let counters = ctl.json(&["counters"])?;
+    for (in_guest, on_host) in [("tx_queue", "tx_frames"), ("rx_queue", "rx_frames")] {
+        let busy = (0..4).filter(|queue| {
+            let name = format!("{in_guest}_{queue}_packets: ");
+            let line = statistics
+                .lines()
+                .find_map(|it| it.trim().strip_prefix(&name));
+            line.is_some_and(|count| count.parse::<u64>().is_ok_and(|count| count > 100))
+        });
+        let busy = busy.count();
+        let served = (0..4).filter(|queue| {
+            let count = counters["devices"][format!("lan.queue{queue}.{on_host}")].as_u64();
+            count.is_some_and(|count| count > 100)
+        });
+        let served = served.count();
+        ensure!(
+            busy > 1 && served > 1,
+            "{in_guest}: {busy} busy in the guest, {served} on the host\n{statistics}\n{counters}"
+        );
+    }
+    story.proves(series, Feature::NetQueues);
+    linux.expect_clean_log()?;
+    linux.power_off()?;
+    Ok(())
+}
+
+/// What a process holds in L1: files, threads, and KiB of memory that is not the guest's.
+const HELD: &str = "pid=$(pidof host-vsp); ls /proc/$pid/fd | wc -l; ls /proc/$pid/task | wc -l; \
+    awk '/^Size:/ { size = $2 } /^Rss:/ { if (size < 262144) sum += $2 } END { print sum }' \
+    /proc/$pid/smaps";
+
+/// What the host holds for the guest: files, threads, GPADLs and their pages; and its memory.
+fn held(story: &Story, ctl: &Ctl<'_>) -> anyhow::Result<([u64; 4], u64)> {
+    // First: a thread that answers is there for some seconds more.
+    let counters = ctl.json(&["counters"])?;
+    let counter = |name: &str| {
+        let value = counters["devices"][name].as_u64();
+        value.with_context(|| format!("no counter {name}: {counters}"))
+    };
+    let (gpadls, pages) = (counter("vmbus.gpadls")?, counter("vmbus.gpadl_pages")?);
+    let text = on_host(story, HELD)?;
+    let numbers: Vec<u64> = text.lines().map(str::parse).collect::<Result<_, _>>()?;
+    let [files, threads, memory] = numbers[..] else {
+        anyhow::bail!("not three numbers: {text:?}");
+    };
+    Ok(([files, threads, gpadls, pages], memory))
+}
+
 /// The driver comes and goes, and nothing of the host's is left behind.
 fn reloads(story: &mut Story, series: Series) -> anyhow::Result<()> {
     let count = story.count(20, 1000);
     let story = &*story;
+    let ctl = Ctl::new(story);
     let mut linux = Stock::new(story, series)
         .module("hv_netvsc")
+        .args(["--api-socket", ctl.socket()])
         .args(["--net", &format!("socket={},listen=on", story.file("net"))])
         .boot()?;
-    // Each time with other buffers of 16 MiB, and a frame on its way when they go.
+    // Each time with other buffers of 16 MiB, and frames on their way when they go.
     let reload = "rmmod hv_netvsc && insmod /modules/hv_netvsc.ko; n=0; \
-                  until [ -e /sys/class/net/eth0 ] || [ $n -ge 100 ]; do sleep 0.1; n=$((n+1)); \
+                  until [ -e /sys/class/net/eth0 ] || [ $n -ge 300 ]; do sleep 0.1; n=$((n+1)); \
                   done; ifconfig eth0 10.7.1.7 up && \
-                  { arping -c 1 -w 1 -I eth0 10.7.1.1 >/dev/null; true; }";
-    let held = |story: &Story| {
-        on_host(
-            story,
-            "pid=$(pidof host-vsp); ls /proc/$pid/fd | wc -l; ls /proc/$pid/task | wc -l",
-        )
-    };
-    linux.sh(reload)?;
-    let before = held(story)?;
-    for _ in 0..count {
+                  { arping -c 9 -w 1 -I eth0 10.7.1.1 >/dev/null 2>&1 & }";
+    // The allocator has its fill before.
+    for _ in 0..5 {
         linux.sh(reload)?;
     }
-    let after = held(story)?;
+    let (before, memory_before) = held(story, &ctl)?;
+    let mut trend = Vec::new();
+    for number in 1..=count {
+        linux.sh(reload)?;
+        if number % (count / 4) == 0 {
+            trend.push(held(story, &ctl)?.1);
+        }
+    }
+    let (after, memory_after) = held(story, &ctl)?;
     ensure!(
         before == after,
-        "files and threads of the host: {before:?} before, {after:?} after {count} reloads"
+        "files, threads, GPADLs and their pages: {before:?} before, {after:?} after {count} reloads"
+    );
+    ensure!(
+        memory_after < memory_before + 1024,
+        "{memory_before} KiB before, {trend:?} in the course of {count} reloads"
     );
     story.proves(series, Feature::NetReload);
     linux.expect_clean_log()?;

@@ -26,9 +26,11 @@ mod linux_backup;
 mod linux_channels;
 mod linux_disks;
 mod linux_network;
+mod linux_pairs;
 mod linux_services;
 mod linux_smp;
 mod linux_versions;
+mod net;
 mod refusals_of_users;
 mod steady;
 mod stock;
@@ -64,6 +66,7 @@ const TOPICS: &[Topic] = &[
     ("linux_disks", linux_disks::STORIES),
     ("linux_channels", linux_channels::STORIES),
     ("linux_network", linux_network::STORIES),
+    ("linux_pairs", linux_pairs::STORIES),
     ("linux_services", linux_services::STORIES),
     ("linux_backup", linux_backup::STORIES),
     ("formats", formats::STORIES),

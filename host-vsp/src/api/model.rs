@@ -377,6 +377,9 @@ pub struct NetConfig {
     /// Its address; one by chance by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
+    /// Queues of the tap, and channels that the guest may have; one by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
     /// The largest MTU that the guest may use, from 68 to 9000; by default 1500.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,

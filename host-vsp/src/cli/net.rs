@@ -7,7 +7,7 @@ use host_vsp::api::model::NetConfig;
 use super::disk::{fields, switch};
 
 /// What a network adapter is described by, for usage lines and messages.
-pub const FIELDS: &str = "user|tap=NAME|socket=PATH[,listen=on][,mac=ADDRESS][,mtu=N]\
+pub const FIELDS: &str = "user|tap=NAME[,queues=N]|socket=PATH[,listen=on][,mac=ADDRESS][,mtu=N]\
                           [,forward=tcp:HOST:GUEST][,id=NAME]";
 
 /// A network adapter as it is asked for.
@@ -34,6 +34,12 @@ impl FromStr for Net {
                 Some(("listen", value)) => config.listen = switch("listen", value)?,
                 Some(("forward", value)) => config.forwards.push(value.into()),
                 Some(("mac", value)) => config.mac = Some(value.into()),
+                Some(("queues", value)) => {
+                    let queues = value
+                        .parse()
+                        .map_err(|_| format!("queues is a number, such as 4, not {value:?}"))?;
+                    config.queues = Some(queues);
+                }
                 Some(("mtu", value)) => {
                     let mtu = value.parse().map_err(|_| {
                         format!("an MTU is a number of bytes, such as 1500, not {value:?}")
@@ -72,6 +78,7 @@ mod tests {
             }))
         );
         assert_eq!(net("tap=tap0").unwrap().0.tap.as_deref(), Some("tap0"));
+        assert_eq!(net("tap=tap0,queues=4").unwrap().0.queues, Some(4));
         assert!(net("socket=a,,b,listen=on").unwrap().0.listen);
         for (wrong, said) in [
             ("", "one of"),
@@ -80,6 +87,10 @@ mod tests {
             ("mtu=1500", "where the cable leads"),
             ("user,tap=tap0", "where the cable leads"),
             ("user,mtu=x", "a number of bytes"),
+            ("tap=tap0,queues=x", "queues is a number"),
+            ("tap=tap0,queues=0", "from 1 to 64 queues"),
+            ("tap=tap0,queues=65", "from 1 to 64 queues"),
+            ("user,queues=2", "only with tap"),
             ("user,mtu=67", "from 68 to 9000"),
             ("user,mtu=70000", "from 68 to 9000"),
             ("user,mac=1:2:3", "six pairs"),

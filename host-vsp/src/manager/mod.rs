@@ -266,6 +266,7 @@ impl Vm for Manager {
         let bus = self.machine.bus().counters();
         let devices = &mut counters.devices;
         devices.insert("vmbus.gpadls".into(), bus.gpadls as u64);
+        devices.insert("vmbus.gpadl_pages".into(), bus.gpadl_pages as u64);
         for (relid, channel) in bus.channels {
             for (what, counter) in [
                 ("wakeups", &channel.wakeups),

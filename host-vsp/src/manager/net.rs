@@ -13,7 +13,7 @@ use crate::vmbus::DeviceId;
 pub struct OpenNet {
     config: NetConfig,
     mac: Mac,
-    backend: Box<dyn Backend>,
+    queues: Vec<Box<dyn Backend>>,
 }
 
 impl OpenNet {
@@ -24,7 +24,7 @@ impl OpenNet {
     pub fn open(config: NetConfig) -> Result<Self, Error> {
         Ok(Self {
             mac: config.mac()?,
-            backend: config.open()?,
+            queues: config.open()?,
             config,
         })
     }
@@ -55,7 +55,7 @@ impl Manager {
         let OpenNet {
             config,
             mac,
-            backend,
+            queues,
         } = net;
         let failed = |error: &dyn std::fmt::Display| {
             Error::Failed(format!("there can be no network adapter: {error}"))
@@ -71,9 +71,12 @@ impl Manager {
             instance: net_instance(number),
             mac,
             mtu: config.mtu(),
+            queues: config.queues(),
         };
-        let counters = QueueCounters::named(self.machine.counters(), &id, 0);
-        let vsp = Network::new(adapter, backend, cable.clone(), counters);
+        let counters = self.machine.counters();
+        let named = |(number, queue)| (queue, QueueCounters::named(counters, &id, number));
+        let queues = (0..).zip(queues).map(named).collect();
+        let vsp = Network::new(adapter, queues, cable.clone());
         let vsp = vsp.map_err(|error| failed(&error))?;
         let device = self.machine.bus().offer(Box::new(vsp));
         let plugged = Plugged {

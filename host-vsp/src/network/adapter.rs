@@ -17,6 +17,9 @@ pub const MAX_MTU: u32 = 9000;
 /// The MTU of an adapter that is given none.
 pub const DEFAULT_MTU: u32 = 1500;
 
+/// The most queues of an adapter: as many channels as Linux takes.
+pub const MAX_QUEUES: u16 = 64;
+
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
@@ -29,6 +32,8 @@ pub struct Config {
     pub mac: Mac,
     /// The largest MTU that a guest may use, from [`MIN_MTU`] to [`MAX_MTU`].
     pub mtu: u32,
+    /// Channels that a guest may have, at least one.
+    pub queues: u16,
 }
 
 /// What a queue has counted.
@@ -106,11 +111,6 @@ impl Cable {
     /// Readable when it may have changed.
     pub(super) fn event(&self) -> RawFd {
         self.0.event.as_raw_fd()
-    }
-
-    /// Has the worker called once more.
-    pub(super) fn set_event(&self) {
-        let _ = self.0.event.write(1);
     }
 
     /// Makes the event unreadable; look at the cable after it.

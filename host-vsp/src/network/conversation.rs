@@ -13,9 +13,12 @@
 )]
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use vmbus_proto::netvsp::{Buffer, Message, NO_SECTION, Sections as Groups, Version, status};
+use vmbus_proto::netvsp::{
+    Buffer, Encoded, Message, NO_SECTION, SUB_CHANNEL_ALLOCATE, Sections as Groups, Version, status,
+};
 use vmbus_proto::rndis::packet::MAX_PREFIX;
 use vmbus_proto::rndis::{
     Adapter, Completion, DEVICE_CONNECTIONLESS, Indication, MEDIUM_802_3, Request, VERSION,
@@ -24,6 +27,7 @@ use vmbus_proto::rndis::{
 
 use super::adapter::{Config, Mac};
 use super::headers::ETHERNET_HEADER;
+use super::scaling::Scaling;
 use super::sections::{RESERVED, Sections};
 
 /// Bytes of a section of the send buffer: Hyper-V's, which Linux's constants are made for.
@@ -84,6 +88,19 @@ impl SendBuffer {
     }
 }
 
+/// What the guest wants of frames off the net.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Reception {
+    /// Which frames, a combination of [`packet_filter`](vmbus_proto::rndis::oid::packet_filter).
+    pub(super) filter: u32,
+    /// Of these multicast addresses.
+    pub(super) multicast: Vec<Mac>,
+    /// It looks at what we say of their checksums.
+    pub(super) checksum: bool,
+    /// On which channel.
+    pub(super) scaling: Scaling,
+}
+
 /// What guest and adapter have agreed on.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Conversation {
@@ -94,22 +111,29 @@ pub(super) struct Conversation {
     pub(super) send: Option<SendBuffer>,
     /// RNDIS has begun.
     initialized: bool,
-    /// Which frames the guest wants, a combination of
-    /// [`packet_filter`](vmbus_proto::rndis::oid::packet_filter).
-    pub(super) filter: u32,
-    /// Multicast addresses that it wants.
-    pub(super) multicast: Vec<Mac>,
-    /// It looks at what we say of received checksums.
-    pub(super) rx_checksum: bool,
+    /// A copy of it is used while frames are taken.
+    pub(super) reception: Arc<Reception>,
+    /// Channels besides the first one that the guest was granted.
+    pub(super) granted: u16,
+    /// The guest has not been told on which channels it may send.
+    pub(super) table_is_due: bool,
+    /// How many receive buffers there have been.
+    generation: u32,
     /// What it was told of the cable.
     told_plugged: Option<bool>,
-    /// Completions that wait for room in the ring, with their transaction ids.
-    pub(super) completions: VecDeque<(u64, Vec<u8>)>,
     /// Messages of RNDIS that wait for a section.
     pub(super) messages: VecDeque<Vec<u8>>,
 }
 
 impl Conversation {
+    /// A new one, in which no packet of this one means anything.
+    pub(super) fn next(&self) -> Self {
+        Self {
+            generation: self.generation,
+            ..Self::default()
+        }
+    }
+
     /// The version agreed on.
     pub(super) fn version(&self) -> Option<Version> {
         self.version.and_then(Version::from_wire)
@@ -125,36 +149,24 @@ impl Conversation {
 
     /// Whether frames may go to the guest.
     pub(super) fn is_running(&self) -> bool {
-        self.initialized && self.filter != 0
+        self.initialized && self.reception.filter != 0
     }
 
-    /// Answers a packet by `message`.
-    pub(super) fn complete(&mut self, transaction_id: u64, message: Message) {
-        let bytes = message.encode(self.version()).to_vec();
-        self.completions.push_back((transaction_id, bytes));
-    }
-
-    /// Handles a message of netvsp that is neither RNDIS nor about it, and answers it where
-    /// `answered`. `length` says how many bytes the guest lends by a GPADL.
+    /// Handles a message of netvsp that is neither RNDIS nor about it; the answer, for a guest that
+    /// wants one. `length` says how many bytes the guest lends by a GPADL.
     pub(super) fn handle(
         &mut self,
         message: Message,
-        answered: Option<u64>,
         config: &Config,
         length: impl FnOnce(u32) -> Option<usize>,
-    ) {
+    ) -> Encoded {
         let answer = match (message, self.version()) {
             (Message::Init(min, max), None) => {
                 let version = Version::from_wire(max).filter(|_| min <= max);
                 self.version = version.map(|version| version as u32);
                 tracing::debug!(?version, max, "netvsp version");
                 // This answer is as long as before there was a version.
-                if let Some(transaction_id) = answered {
-                    let message = Message::InitComplete(done(version.is_some()));
-                    let bytes = message.encode(None).to_vec();
-                    self.completions.push_back((transaction_id, bytes));
-                }
-                return;
+                return Message::InitComplete(done(version.is_some())).encode(None);
             }
             (Message::Init(..), Some(_)) => Message::InitComplete(status::FAILURE),
             (Message::SendNdisConfig(ndis), Some(version)) if version >= Version::V2 => {
@@ -195,14 +207,25 @@ impl Conversation {
                 }
                 message
             }
-            // There are no channels besides this one, and no way past the host.
-            (Message::SubChannel(..), _) => Message::SubChannelComplete(status::FAILURE, 0),
-            // The rest asks for nothing; where an answer is wanted, it is the message itself.
+            (Message::SubChannel(operation, count), version) => {
+                let count = u16::try_from(count).unwrap_or(u16::MAX);
+                let most = config.queues.saturating_sub(1);
+                if operation != SUB_CHANNEL_ALLOCATE
+                    || version < Some(Version::V5)
+                    || self.granted != 0
+                    || count.min(most) == 0
+                {
+                    Message::SubChannelComplete(status::FAILURE, 0)
+                } else {
+                    self.granted = count.min(most);
+                    self.table_is_due = true;
+                    Message::SubChannelComplete(status::SUCCESS, self.granted.into())
+                }
+            }
+            // There is no way past the host. The rest asks for nothing; where an answer is wanted, it is the message itself.
             (other, _) => other,
         };
-        if let Some(transaction_id) = answered {
-            self.complete(transaction_id, answer);
-        }
+        answer.encode(self.version())
     }
 
     /// Cuts the receive buffer into sections.
@@ -227,10 +250,11 @@ impl Conversation {
         if (count as usize) < RESERVED.checked_mul(2)? {
             return None;
         }
+        self.generation = self.generation.wrapping_add(1);
         self.receive = Some(ReceiveBuffer {
             gpadl: buffer.gpadl.get(),
             id: buffer.id.get(),
-            sections: Sections::new(size, count),
+            sections: Sections::new(self.generation, size, count),
         });
         Some(Groups {
             offset: 0.into(),
@@ -313,10 +337,13 @@ impl Conversation {
     /// RNDIS ends, or begins anew.
     fn end(&mut self) {
         self.initialized = false;
-        self.filter = 0;
-        self.multicast.clear();
-        self.rx_checksum = false;
+        self.reception = Arc::default();
         self.told_plugged = None;
+    }
+
+    /// What the guest wants of frames, to be changed.
+    pub(super) fn reception_mut(&mut self) -> &mut Reception {
+        Arc::make_mut(&mut self.reception)
     }
 
     fn queue(&mut self, message: Vec<u8>) -> Result<(), TooManyWaiting> {

@@ -73,7 +73,7 @@ impl Wish {
 }
 
 /// Where the IP header begins, and whether it is IPv6.
-fn network_header(headers: &[u8]) -> Option<(usize, bool)> {
+pub(super) fn network_header(headers: &[u8]) -> Option<(usize, bool)> {
     let mut at = ETHERNET_ADDRESSES;
     loop {
         let kind = u16::from_be_bytes(bytes(headers, at)?);
@@ -209,6 +209,24 @@ pub(super) fn transport_protocol(headers: &[u8]) -> Option<u8> {
     let (network, ipv6) = network_header(headers)?;
     let at = network.checked_add(if ipv6 { 6 } else { 9 })?;
     headers.get(at).copied()
+}
+
+/// What IP carries in a frame that is no fragment, and where it begins; not behind IPv6's
+/// extensions.
+pub(super) fn whole_transport(headers: &[u8]) -> Option<(u8, usize)> {
+    let protocol = transport_protocol(headers)?;
+    let (network, ipv6) = network_header(headers)?;
+    if ipv6 {
+        return Some((protocol, network.checked_add(40)?));
+    }
+    // More fragments, and the offset of this one.
+    if u16::from_be_bytes(bytes(headers, network.checked_add(6)?)?) & 0x3fff != 0 {
+        return None;
+    }
+    Some((
+        protocol,
+        network.checked_add(ipv4_header(headers, network)?)?,
+    ))
 }
 
 /// Puts a VLAN tag into the headers of a frame; `None` where they have no Ethernet header.

@@ -16,11 +16,13 @@ mod headers;
 mod objects;
 mod open;
 mod receive;
+mod scaling;
 mod sections;
+mod shared;
 mod transmit;
 mod vsp;
 
-pub use adapter::{Cable, Config, DEFAULT_MTU, MAX_MTU, MIN_MTU, Mac, QueueCounters};
+pub use adapter::{Cable, Config, DEFAULT_MTU, MAX_MTU, MAX_QUEUES, MIN_MTU, Mac, QueueCounters};
 pub(crate) use open::format_mac;
 pub use vsp::Network;
 

@@ -12,8 +12,7 @@ use vmbus_proto::rndis::MEDIUM_802_3;
 use vmbus_proto::rndis::ndis::{
     CONFIG_NETWORK_ADDRESS, CONFIG_STRING, ConfigParameter, ENCAPSULATION_ETHERNET, LinkSpeed,
     LinkState, ObjectHeader, Offload, OffloadParameters, RSS_HASH_TCP_IPV4, RSS_HASH_TCP_IPV6,
-    RSS_TABLE_ENTRIES, ReceiveScale, ReceiveScaleCapabilities, checksum, lso, object_type,
-    rss_flag, wanted,
+    RSS_TABLE_ENTRIES, ReceiveScale, ReceiveScaleCapabilities, checksum, lso, object_type, wanted,
 };
 use vmbus_proto::rndis::oid::{self, FRIENDLY_NAME_SIZE, mac_option, packet_filter};
 use vmbus_proto::rndis::status;
@@ -21,7 +20,7 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::adapter::{Config, Mac, QueueCounters};
 use super::backend::Features;
-use super::conversation::{Ask, Conversation, MAX_TRANSFER};
+use super::conversation::{Ask, Conversation, MAX_TRANSFER, Reception};
 use super::headers::ETHERNET_HEADER;
 
 /// Speed of the link in bits per second: what Hyper-V says, for a wire that is none.
@@ -127,7 +126,7 @@ impl Objects<'_> {
             oid::GEN_TRANSMIT_BUFFER_SPACE | oid::GEN_RECEIVE_BUFFER_SPACE => word(MAX_TRANSFER),
             oid::GEN_VENDOR_ID => word(u32::from_le_bytes([0x00, 0x15, 0x5d, 0])),
             oid::GEN_VENDOR_DESCRIPTION => Ok(b"VMBus network adapter\0".to_vec()),
-            oid::GEN_CURRENT_PACKET_FILTER => word(conversation.filter),
+            oid::GEN_CURRENT_PACKET_FILTER => word(conversation.reception.filter),
             // NDIS 6.30, in one byte each.
             oid::GEN_DRIVER_VERSION => Ok(vec![30, 6]),
             oid::GEN_VENDOR_DRIVER_VERSION => word(0x0001_0000),
@@ -161,7 +160,7 @@ impl Objects<'_> {
             oid::ETHERNET_PERMANENT_ADDRESS | oid::ETHERNET_CURRENT_ADDRESS => {
                 Ok(self.config.mac.to_vec())
             }
-            oid::ETHERNET_MULTICAST_LIST => Ok(conversation.multicast.concat()),
+            oid::ETHERNET_MULTICAST_LIST => Ok(conversation.reception.multicast.concat()),
             oid::ETHERNET_MAXIMUM_LIST_SIZE => word(MAX_MULTICAST as u32),
             oid::TCP_OFFLOAD_HARDWARE_CAPABILITIES | oid::TCP_OFFLOAD_CURRENT_CONFIG => {
                 let offload = self
@@ -169,7 +168,7 @@ impl Objects<'_> {
                     .ok_or(status::INVALID_LENGTH)?;
                 Ok(offload.wire_bytes().to_vec())
             }
-            oid::GEN_RECEIVE_SCALE_CAPABILITIES => Ok(receive_scale().as_bytes().to_vec()),
+            oid::GEN_RECEIVE_SCALE_CAPABILITIES => Ok(self.receive_scale().as_bytes().to_vec()),
             _ => Err(status::NOT_SUPPORTED),
         }
     }
@@ -178,7 +177,7 @@ impl Objects<'_> {
         match oid {
             oid::GEN_CURRENT_PACKET_FILTER => {
                 let filter = value.first_chunk().ok_or(status::INVALID_LENGTH)?;
-                conversation.filter = u32::from_le_bytes(*filter);
+                conversation.reception_mut().filter = u32::from_le_bytes(*filter);
                 Ok(())
             }
             oid::ETHERNET_MULTICAST_LIST => {
@@ -189,7 +188,7 @@ impl Objects<'_> {
                 if addresses.len() > MAX_MULTICAST {
                     return Err(status::INVALID_DATA);
                 }
-                conversation.multicast = addresses.to_vec();
+                conversation.reception_mut().multicast = addresses.to_vec();
                 Ok(())
             }
             oid::TCP_OFFLOAD_PARAMETERS => {
@@ -198,12 +197,9 @@ impl Objects<'_> {
             }
             oid::GEN_RECEIVE_SCALE_PARAMETERS => {
                 let scale = ReceiveScale::parse(value).ok_or(status::INVALID_DATA)?;
-                // There is one queue.
-                let off = scale.flags & rss_flag::DISABLE != 0;
-                if !off && scale.table.iter().any(|queue| queue.get() != 0) {
-                    return Err(status::INVALID_DATA);
-                }
-                Ok(())
+                let reception = conversation.reception_mut();
+                let set = reception.scaling.set(&scale, self.config.queues);
+                set.ok_or(status::INVALID_DATA)
             }
             oid::GEN_RNDIS_CONFIG_PARAMETER => {
                 let (name, kind, value) =
@@ -278,7 +274,7 @@ impl Objects<'_> {
         // All of them, or we say nothing: a frame is not looked at for less.
         let hears = |value: &u8| matches!(*value, wanted::RX | wanted::BOTH);
         let unchanged = |value: &u8| *value == wanted::NO_CHANGE;
-        conversation.rx_checksum = self.features.offload
+        conversation.reception_mut().checksum = self.features.offload
             && checksums.iter().any(hears)
             && checksums
                 .iter()
@@ -299,6 +295,21 @@ impl Objects<'_> {
         match u64::from_str_radix(value, 16) {
             Ok(address) if address.to_be_bytes().ends_with(&self.config.mac) => Ok(()),
             _ => Err(status::NOT_SUPPORTED),
+        }
+    }
+
+    fn receive_scale(&self) -> ReceiveScaleCapabilities {
+        let queues = u32::from(self.config.queues);
+        ReceiveScaleCapabilities {
+            header: ObjectHeader {
+                object_type: object_type::RSS_CAPABILITIES,
+                revision: 2,
+                size: (size_of::<ReceiveScaleCapabilities>() as u16).into(),
+            },
+            flags: (RSS_HASH_TCP_IPV4 | RSS_HASH_TCP_IPV6).into(),
+            interrupts: queues.into(),
+            queues: queues.into(),
+            table_entries: (RSS_TABLE_ENTRIES as u16).into(),
         }
     }
 
@@ -326,20 +337,6 @@ fn speed() -> LinkSpeed {
     }
 }
 
-fn receive_scale() -> ReceiveScaleCapabilities {
-    ReceiveScaleCapabilities {
-        header: ObjectHeader {
-            object_type: object_type::RSS_CAPABILITIES,
-            revision: 2,
-            size: (size_of::<ReceiveScaleCapabilities>() as u16).into(),
-        },
-        flags: (RSS_HASH_TCP_IPV4 | RSS_HASH_TCP_IPV6).into(),
-        interrupts: 1.into(),
-        queues: 1.into(),
-        table_entries: (RSS_TABLE_ENTRIES as u16).into(),
-    }
-}
-
 /// UTF-16 as text; what is none comes out as something that nothing is named.
 fn text(bytes: &[u8]) -> String {
     let (units, _) = bytes.as_chunks::<2>();
@@ -350,8 +347,8 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// Whether the guest wants a frame that goes to `to`.
-pub(super) fn wants(conversation: &Conversation, mac: Mac, to: Mac) -> bool {
-    let filter = |bits| conversation.filter & bits != 0;
+pub(super) fn wants(reception: &Reception, mac: Mac, to: Mac) -> bool {
+    let filter = |bits| reception.filter & bits != 0;
     if filter(packet_filter::PROMISCUOUS) {
         return true;
     }
@@ -360,7 +357,7 @@ pub(super) fn wants(conversation: &Conversation, mac: Mac, to: Mac) -> bool {
         filter(packet_filter::BROADCAST)
     } else if first & 1 != 0 {
         filter(packet_filter::ALL_MULTICAST)
-            || (filter(packet_filter::MULTICAST) && conversation.multicast.contains(&to))
+            || (filter(packet_filter::MULTICAST) && reception.multicast.contains(&to))
     } else {
         filter(packet_filter::DIRECTED) && to == mac
     }

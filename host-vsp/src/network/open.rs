@@ -6,7 +6,7 @@ use std::hash::BuildHasher as _;
 use crate::api::Error;
 use crate::api::model::NetConfig;
 use crate::network::backend::{Backend, Forward, Passt, Stream, Tap};
-use crate::network::{DEFAULT_MTU, MAX_MTU, MIN_MTU, Mac};
+use crate::network::{DEFAULT_MTU, MAX_MTU, MAX_QUEUES, MIN_MTU, Mac};
 
 /// Reads an address as people write it; the error is a sentence.
 pub(crate) fn parse_mac(text: &str) -> Result<Mac, String> {
@@ -55,6 +55,15 @@ impl NetConfig {
         if self.listen && self.socket.is_none() {
             return bad("listen is only with socket".into());
         }
+        if self.queues.is_some() && self.tap.is_none() {
+            return bad("queues are only with tap".into());
+        }
+        if !(1..=MAX_QUEUES).contains(&self.queues()) {
+            return bad(format!(
+                "a tap has from 1 to {MAX_QUEUES} queues, not {}",
+                self.queues()
+            ));
+        }
         if !(MIN_MTU..=MAX_MTU).contains(&self.mtu()) {
             return bad(format!(
                 "an MTU is from {MIN_MTU} to {MAX_MTU}, not {}",
@@ -72,6 +81,10 @@ impl NetConfig {
             .map_err(Error::BadRequest)
     }
 
+    pub(crate) fn queues(&self) -> u16 {
+        self.queues.unwrap_or(1)
+    }
+
     pub(crate) fn mtu(&self) -> u32 {
         self.mtu.unwrap_or(DEFAULT_MTU)
     }
@@ -86,18 +99,18 @@ impl NetConfig {
         Ok([0x02, 0x15, 0x5d, a, b, c])
     }
 
-    /// Opens the net.
+    /// Opens the net: a backend for each queue.
     ///
     /// # Errors
     /// A sentence: why not.
-    pub(crate) fn open(&self) -> Result<Box<dyn Backend>, Error> {
+    pub(crate) fn open(&self) -> Result<Vec<Box<dyn Backend>>, Error> {
         self.check()?;
         let failed = |error: &dyn std::fmt::Display| Error::BadRequest(error.to_string());
-        Ok(match (&self.tap, &self.socket) {
+        let backend: Box<dyn Backend> = match (&self.tap, &self.socket) {
             (Some(tap), _) => {
-                let queues = Tap::open(tap, 1).map_err(|error| failed(&error))?;
-                let queue = queues.into_iter().next();
-                Box::new(queue.ok_or_else(|| Error::Failed("a tap without queues".into()))?)
+                let queues = Tap::open(tap, self.queues()).map_err(|error| failed(&error))?;
+                let boxed = |queue| -> Box<dyn Backend> { Box::new(queue) };
+                return Ok(queues.into_iter().map(boxed).collect());
             }
             (None, Some(socket)) if self.listen => {
                 Box::new(Stream::listen(socket).map_err(|error| failed(&error))?)
@@ -109,6 +122,7 @@ impl NetConfig {
                 let forwards = self.forwards()?;
                 Box::new(Passt::start(self.mtu(), &forwards).map_err(|error| failed(&error))?)
             }
-        })
+        };
+        Ok(vec![backend])
     }
 }

@@ -19,7 +19,7 @@ use zerocopy::IntoBytes as _;
 
 use super::adapter::{Mac, QueueCounters};
 use super::backend::{Backend, Partial, Received, RxChecksum};
-use super::conversation::Conversation;
+use super::conversation::Reception;
 use super::gather::Gather;
 use super::headers::{self, Sum};
 use super::objects::wants;
@@ -30,8 +30,9 @@ use crate::vmbus::lent::LockedMemory;
 /// Frames in one packet.
 pub(super) const BATCH: usize = 32;
 
-/// Bytes of headers that are looked at: Ethernet's with two tags, and the beginning of IP's.
-const PEEK: usize = 48;
+/// Bytes of headers that are looked at: Ethernet's with two tags, the longest of IP's without
+/// extensions, and the ports.
+const PEEK: usize = 86;
 
 /// Sections that go to the guest in one packet.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -43,6 +44,11 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    /// Whether its sections are of this buffer.
+    pub(super) fn is_of(&self, sections: &Sections) -> bool {
+        sections.names(self.transaction_id)
+    }
+
     /// Sends it; false where the ring has no room now.
     pub(super) fn send(
         &self,
@@ -96,103 +102,107 @@ pub(super) fn control(
     })
 }
 
-/// What came of looking for frames.
-pub(super) enum Gathered {
-    /// These are for the guest.
-    Batch(Batch),
-    /// There are none now.
-    None,
-    /// The guest has no room for more.
-    NoSections,
+/// A frame in a section, on its way to the guest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrived {
+    /// The section, and of which receive buffer it is.
+    pub(super) index: u32,
+    pub(super) generation: u32,
+    /// Where the message begins in the receive buffer, and its bytes.
+    offset: u32,
+    length: u32,
 }
 
-/// Takes frames off the net into sections that are free.
+/// Frames to the guest in one packet; `None` where the guest has taken the buffer back.
+pub(super) fn batch(sections: &mut Sections, frames: &[Arrived]) -> Option<Batch> {
+    let here = |frame: &&Arrived| frame.generation == sections.generation();
+    let frames: Vec<&Arrived> = frames.iter().filter(here).collect();
+    if frames.is_empty() {
+        return None;
+    }
+    let indices: Vec<u32> = frames.iter().map(|frame| frame.index).collect();
+    Some(Batch {
+        transaction_id: sections.give(&indices),
+        channel: rndis_channel::DATA,
+        ranges: frames.iter().map(|it| (it.length, it.offset)).collect(),
+    })
+}
+
+/// Sections that were taken for frames, and what the guest wants of those.
+pub(super) struct Place<'a> {
+    pub(super) memory: &'a LockedMemory<'a>,
+    pub(super) generation: u32,
+    /// Bytes of a section.
+    pub(super) size: u32,
+    /// Free ones; those that are used go out of it.
+    pub(super) free: Vec<u32>,
+    pub(super) reception: &'a Reception,
+    pub(super) mac: Mac,
+}
+
+/// Takes frames off the net into sections. Each goes to `deliver`, with the number of its channel;
+/// what says no to it loses it. True where there may be more.
 ///
 /// # Errors
 /// The net is gone.
 pub(super) fn frames(
     backend: &mut dyn Backend,
-    conversation: &mut Conversation,
-    memory: &LockedMemory<'_>,
-    mac: Mac,
+    place: &mut Place<'_>,
     counters: &QueueCounters,
-) -> io::Result<Gathered> {
-    // Lent memory has as many bytes as the sections that were made of it.
-    let rx_checksum = conversation.rx_checksum;
-    let mut batch = Vec::new();
-    let mut ranges = Vec::new();
-    let mut no_sections = false;
+    mut deliver: impl FnMut(u16, Arrived) -> bool,
+) -> io::Result<bool> {
+    // A prefix has the same length with every value.
+    let with_checksum = |value| PacketInfo {
+        checksum: place.reception.checksum.then_some(value),
+        ..PacketInfo::default()
+    };
+    let before = Prefix::new(0, &with_checksum(0), 0).bytes().len();
     // Frames that the guest does not want must not keep us here for ever.
     for _ in 0..2 * BATCH {
-        if batch.len() >= BATCH {
-            break;
-        }
-        let Some(buffer) = &mut conversation.receive else {
-            break;
+        let Some(&index) = place.free.last() else {
+            return Ok(true);
         };
-        let Some(index) = buffer.sections.take_for_frame() else {
-            no_sections = true;
-            break;
-        };
-        let offset = buffer.sections.offset(index);
-        let size = buffer.sections.size();
-        // A prefix has the same length with every value.
-        let info = PacketInfo {
-            checksum: rx_checksum.then_some(0),
-            ..PacketInfo::default()
-        };
-        let before = Prefix::new(0, &info, 0).bytes().len();
+        let offset = index.saturating_mul(place.size);
         let mut whole = Vec::new();
-        let placed = memory.slices(offset as usize, size as usize, &mut whole);
+        let placed = place
+            .memory
+            .slices(offset as usize, place.size as usize, &mut whole);
         let section = Gather::new(whole);
         let room = section.len().saturating_sub(before);
-        let Some(place) = placed.and_then(|()| section.part(before, room)) else {
-            buffer.sections.put_back(index);
-            break;
+        let Some(inside) = placed.and_then(|()| section.part(before, room)) else {
+            return Ok(false);
         };
-        let received = match backend.receive(&place) {
-            Ok(Some(received)) => received,
-            outcome => {
-                buffer.sections.put_back(index);
-                outcome?;
-                break;
-            }
+        let Some(received) = backend.receive(&inside)? else {
+            return Ok(false);
         };
-        let frame = Gather::new(place);
-        match look(&frame, received, conversation, mac) {
-            Verdict::Taken(checksum) => {
-                let info = PacketInfo {
-                    checksum: rx_checksum.then_some(checksum),
-                    ..PacketInfo::default()
-                };
+        let frame = Gather::new(inside);
+        match look(&frame, received, place.reception, place.mac) {
+            Verdict::Taken { checksum, channel } => {
+                let info = with_checksum(checksum);
                 let prefix = Prefix::new(received.length as u32, &info, 0);
                 let written = section
                     .part(0, before)
                     .and_then(|place| scatter(prefix.bytes(), &place));
                 debug_assert!(written.is_some(), "the section was there a moment ago");
-                let length = before.saturating_add(received.length);
-                ranges.push((length as u32, offset));
-                batch.push(index);
-                counters.rx_frames.count();
-                counters.rx_bytes.add(received.length as u64);
-                continue;
+                let arrived = Arrived {
+                    index,
+                    generation: place.generation,
+                    offset,
+                    length: before.saturating_add(received.length) as u32,
+                };
+                if deliver(channel, arrived) {
+                    place.free.pop();
+                    counters.rx_frames.count();
+                    counters.rx_bytes.add(received.length as u64);
+                } else {
+                    counters.rx_lost.count();
+                }
             }
             Verdict::Unwanted => counters.rx_filtered.count(),
             Verdict::Lost => counters.rx_lost.count(),
         }
-        if let Some(buffer) = &mut conversation.receive {
-            buffer.sections.put_back(index);
-        }
     }
-    match &mut conversation.receive {
-        Some(buffer) if !batch.is_empty() => Ok(Gathered::Batch(Batch {
-            transaction_id: buffer.sections.give(&batch),
-            channel: rndis_channel::DATA,
-            ranges,
-        })),
-        _ if no_sections => Ok(Gathered::NoSections),
-        _ => Ok(Gathered::None),
-    }
+    Ok(true)
 }
 
 /// Takes a frame that nobody wants off the net; false where there is none.
@@ -205,15 +215,15 @@ pub(super) fn discard(backend: &mut dyn Backend) -> io::Result<bool> {
 
 /// What becomes of a frame.
 enum Verdict {
-    /// The guest gets it, with this said of its checksum.
-    Taken(u32),
+    /// The guest gets it on this channel, with this said of its checksum.
+    Taken { checksum: u32, channel: u16 },
     /// The guest does not want it.
     Unwanted,
     /// It is too long, or too short to be a frame.
     Lost,
 }
 
-fn look(place: &Gather<'_>, received: Received, conversation: &Conversation, mac: Mac) -> Verdict {
+fn look(place: &Gather<'_>, received: Received, reception: &Reception, mac: Mac) -> Verdict {
     let mut peek = [0; PEEK];
     let Some(peek) = peek.get_mut(..received.length.min(PEEK)) else {
         return Verdict::Lost;
@@ -222,7 +232,7 @@ fn look(place: &Gather<'_>, received: Received, conversation: &Conversation, mac
         return Verdict::Lost;
     }
     match peek.first_chunk() {
-        Some(to) if wants(conversation, mac, *to) => {}
+        Some(to) if wants(reception, mac, *to) => {}
         Some(_) => return Verdict::Unwanted,
         None => return Verdict::Lost,
     }
@@ -237,11 +247,14 @@ fn look(place: &Gather<'_>, received: Received, conversation: &Conversation, mac
             true
         }
     };
-    Verdict::Taken(match (good, headers::transport_protocol(peek)) {
-        (true, Some(headers::PROTOCOL_TCP)) => rx_checksum::TCP_SUCCEEDED,
-        (true, Some(headers::PROTOCOL_UDP)) => rx_checksum::UDP_SUCCEEDED,
-        _ => 0,
-    })
+    Verdict::Taken {
+        checksum: match (good, headers::transport_protocol(peek)) {
+            (true, Some(headers::PROTOCOL_TCP)) => rx_checksum::TCP_SUCCEEDED,
+            (true, Some(headers::PROTOCOL_UDP)) => rx_checksum::UDP_SUCCEEDED,
+            _ => 0,
+        },
+        channel: reception.scaling.channel(peek),
+    }
 }
 
 /// Completes a checksum in the guest's memory.

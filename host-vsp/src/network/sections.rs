@@ -35,16 +35,19 @@ enum Owner {
 pub(super) struct Sections {
     /// Bytes of each.
     size: u32,
+    /// Which buffer of the conversation it is: packets of the ones before are nobody's any more.
+    generation: u32,
     owners: Vec<Owner>,
     /// Free ones, the next to be used last.
     free: Vec<u32>,
 }
 
 impl Sections {
-    /// `count` sections of `size` bytes, all free.
-    pub(super) fn new(size: u32, count: u32) -> Self {
+    /// `count` sections of `size` bytes, all free, in buffer number `generation`.
+    pub(super) fn new(generation: u32, size: u32, count: u32) -> Self {
         Self {
             size,
+            generation,
             owners: vec![Owner::Free; count as usize],
             free: (0..count).rev().collect(),
         }
@@ -53,6 +56,23 @@ impl Sections {
     /// Bytes of each.
     pub(super) fn size(&self) -> u32 {
         self.size
+    }
+
+    /// Which buffer of the conversation it is.
+    pub(super) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Whether a packet is one of this buffer.
+    pub(super) fn names(&self, transaction_id: u64) -> bool {
+        transaction_id >> 32 == u64::from(self.generation)
+    }
+
+    /// Takes back what was on its way to the guest when this was saved.
+    pub(super) fn free_the_lost(&mut self) {
+        let owners = (0_u32..).zip(&self.owners);
+        let free = owners.filter(|(_, owner)| **owner == Owner::Free);
+        self.free = free.map(|(index, _)| index).collect();
     }
 
     /// Whether what was saved can be: free ones are free, and no more than there are.
@@ -107,15 +127,18 @@ impl Sections {
             }
         }
         // Zero would look like no transaction at all.
-        u64::from(batch.first().copied().unwrap_or_default()).saturating_add(1)
+        let first = u64::from(batch.first().copied().unwrap_or_default()).saturating_add(1);
+        u64::from(self.generation) << 32 | first
     }
 
     /// The guest has completed a packet; false where it has none of that id.
     pub(super) fn come_back(&mut self, transaction_id: u64) -> bool {
-        let first = transaction_id
-            .checked_sub(1)
-            .and_then(|first| u32::try_from(first).ok());
-        let Some(first) = first else { return false };
+        let Some(first) = (transaction_id as u32).checked_sub(1) else {
+            return false;
+        };
+        if !self.names(transaction_id) {
+            return false;
+        }
         let Some(Owner::First { mut next }) = self.owners.get(first as usize).copied() else {
             return false;
         };
@@ -153,12 +176,12 @@ mod tests {
 
     #[test]
     fn batches_come_back_once() {
-        let mut sections = Sections::new(100, 40);
+        let mut sections = Sections::new(3, 100, 40);
         let batch: Vec<u32> = (0..3).map(|_| sections.take_for_frame().unwrap()).collect();
         assert_eq!(batch, [0, 1, 2]);
         assert_eq!(sections.offset(2), 200);
         let id = sections.give(&batch);
-        for lie in [0, id + 1, id + 2, 41, u64::MAX] {
+        for lie in [0, 1, id + 1, id + 2, id - 1, id + (1 << 32), u64::MAX] {
             assert!(!sections.come_back(lie), "{lie}");
         }
         assert!(sections.come_back(id));
@@ -168,7 +191,7 @@ mod tests {
 
     #[test]
     fn answers_have_sections_of_their_own() {
-        let mut sections = Sections::new(100, 40);
+        let mut sections = Sections::new(3, 100, 40);
         let frames = std::iter::from_fn(|| sections.take_for_frame()).count();
         assert_eq!(frames, 40 - RESERVED);
         assert_eq!(std::iter::from_fn(|| sections.take()).count(), RESERVED);
@@ -178,7 +201,7 @@ mod tests {
         /// Whatever is completed, no section is lost and none is there twice.
         #[test]
         fn none_is_lost(steps in prop::collection::vec((0usize..5, 0u64..45), 0..200)) {
-            let mut sections = Sections::new(64, 40);
+            let mut sections = Sections::new(0, 64, 40);
             let mut out = Vec::new();
             for (take, complete) in steps {
                 let batch: Vec<u32> = std::iter::from_fn(|| sections.take()).take(take).collect();

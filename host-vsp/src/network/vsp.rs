@@ -12,27 +12,26 @@
     clippy::arithmetic_side_effects
 )]
 
+mod frames;
+mod packets;
+
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd as _, RawFd};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vmbus_proto::message::OfferChannel;
-use vmbus_proto::netvsp::{
-    CLASS, Message, NO_SECTION, SendRndisPacket, Sender, rndis_channel, status,
-};
-use vmbus_proto::packet::{Outgoing, Packet, PacketKind};
+use vmbus_proto::netvsp::{CLASS, SEND_TABLE_SIZE, SendTable};
+use vmbus_proto::packet::Outgoing;
 use vmbus_proto::ring::SendError;
-use vmbus_proto::rndis::{self, Request};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::adapter::{Cable, Config, QueueCounters};
 use super::backend::Backend;
-use super::conversation::{Conversation, MAX_TRANSFER};
-use super::gather::Gather;
-use super::objects::Objects;
-use super::receive::{self, Batch, Gathered};
-use super::transmit;
-use crate::counters::Counter;
+use super::conversation::Conversation;
+use super::receive::{self, Batch};
+use super::shared::Shared;
 use crate::vmbus::channel::{Channel, ChannelError};
 use crate::vmbus::lent::Lent;
 use crate::vsp::{StateError, Vsp, plain_offer};
@@ -43,66 +42,85 @@ const LONGEST_PACKET: usize = u16::MAX as usize * 8;
 /// Packets, and batches of frames, before the guest is told of them.
 const ROUND: usize = 64;
 
-/// Most bytes of a message of RNDIS that is no frame.
-const MAX_CONTROL: usize = 8192;
-
-/// A network adapter.
+/// One channel of a network adapter: the first, or a sub-channel, which carries frames only.
 pub struct Network {
-    config: Config,
-    backend: Box<dyn Backend>,
-    cable: Cable,
-    counters: QueueCounters,
-    /// The cable's event and, where frames are wanted, the net's.
+    shared: Arc<Shared>,
+    /// Its number.
+    channel: u16,
+    /// The cable's event, other channels' and, where frames are wanted, the net's.
     epoll: Epoll,
+    net: Option<RawFd>,
     /// What of the net the epoll waits for.
     watched: EventSet,
+    /// Frames may come: off the net, and from other channels.
+    active: bool,
     /// The net is gone: it is as if the cable were pulled.
     gone: bool,
     /// Where packets are copied to.
     packet: Vec<u8>,
-    conversation: Conversation,
+    /// Completions that wait for room in the ring, with their transaction ids.
+    completions: VecDeque<(u64, Vec<u8>)>,
     /// A packet that the ring had no room for.
     batch: Option<Batch>,
     /// The guest's buffers, looked up when they are needed.
-    receive_memory: Option<Lent>,
-    send_memory: Option<Lent>,
+    receive_memory: Option<(u32, Lent)>,
+    send_memory: Option<(u32, Lent)>,
     /// What the backend was told of checksums.
     partial_checksums: bool,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Saved {
-    conversation: Conversation,
+    /// The first channel's only.
+    conversation: Option<Conversation>,
+    completions: VecDeque<(u64, Vec<u8>)>,
     batch: Option<Batch>,
 }
 
 impl Network {
-    /// An adapter whose cable leads to `backend`.
+    /// An adapter whose cable leads to the queues of a net, one for each channel that the guest may
+    /// have. All but the first stand still until the guest opens their channel.
     ///
     /// # Errors
-    /// The system gives no file descriptor.
+    /// The system gives no file descriptor, or a queue cannot stand still.
     pub fn new(
         config: Config,
-        backend: Box<dyn Backend>,
+        queues: Vec<(Box<dyn Backend>, QueueCounters)>,
         cable: Cable,
-        counters: QueueCounters,
     ) -> io::Result<Self> {
-        let epoll = Epoll::new()?;
+        let shared = Arc::new(Shared::new(config, cable, queues)?);
+        for channel in 1..shared.config.queues {
+            if let Some(port) = shared.port(channel) {
+                port.backend().set_active(false)?;
+            }
+        }
+        let network = Self::channel(Arc::clone(&shared), 0)?;
         let event = EpollEvent::new(EventSet::IN, 0);
-        epoll.ctl(ControlOperation::Add, cable.event(), event)?;
-        if let Some(fd) = backend.event() {
+        network
+            .epoll
+            .ctl(ControlOperation::Add, shared.cable.event(), event)?;
+        Ok(network)
+    }
+
+    fn channel(shared: Arc<Shared>, channel: u16) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let port = shared.port(channel).ok_or(io::ErrorKind::Unsupported)?;
+        let event = EpollEvent::new(EventSet::IN, 0);
+        epoll.ctl(ControlOperation::Add, port.event(), event)?;
+        let net = port.backend().event();
+        if let Some(fd) = net.filter(|_| channel == 0) {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::default())?;
         }
         Ok(Self {
-            config,
-            backend,
-            cable,
-            counters,
+            shared,
+            channel,
             epoll,
+            net,
             watched: EventSet::empty(),
+            active: false,
             gone: false,
             packet: vec![0; LONGEST_PACKET],
-            conversation: Conversation::default(),
+            completions: VecDeque::new(),
             batch: None,
             receive_memory: None,
             send_memory: None,
@@ -111,7 +129,46 @@ impl Network {
     }
 
     fn is_plugged(&self) -> bool {
-        self.cable.is_plugged() && !self.gone
+        self.shared.cable.is_plugged() && !self.gone
+    }
+
+    /// Whether all channels of a saved conversation can be here.
+    fn has_channels(&self, conversation: &Conversation) -> bool {
+        conversation.granted < self.shared.config.queues
+    }
+
+    /// Lets frames come, or not any more.
+    fn set_active(&mut self, active: bool) {
+        if self.active == active {
+            return;
+        }
+        self.active = active;
+        self.shared.set_open(self.channel, active);
+        if self.channel == 0 {
+            // There is always one that frames come out of.
+            return;
+        }
+        if let Err(error) = self.move_queue(active) {
+            tracing::warn!(%error, channel = self.channel, "a queue of the net stays as it was");
+        }
+    }
+
+    /// Has frames come out of a sub-channel's queue, or of others. One that stands still is not
+    /// waited for: a tap would say nothing, then and later.
+    fn move_queue(&mut self, active: bool) -> io::Result<()> {
+        let Some(port) = self.shared.port(self.channel) else {
+            return Ok(());
+        };
+        let event = EpollEvent::default();
+        if let Some(fd) = self.net.filter(|_| !active && !self.gone) {
+            self.epoll.ctl(ControlOperation::Delete, fd, event)?;
+        }
+        self.watched = EventSet::empty();
+        port.backend().set_active(active)?;
+        if let Some(fd) = self.net.filter(|_| active && !self.gone) {
+            self.epoll.ctl(ControlOperation::Add, fd, event)?;
+        }
+        Ok(())
     }
 
     /// Waits for `events` of the net.
@@ -119,7 +176,7 @@ impl Network {
         if self.watched == events || self.gone {
             return;
         }
-        let Some(fd) = self.backend.event() else {
+        let Some(fd) = self.net else {
             return;
         };
         let event = EpollEvent::new(events, 1);
@@ -132,305 +189,160 @@ impl Network {
     /// The net is gone.
     fn lose_net(&mut self) {
         self.gone = true;
-        if let Some(fd) = self.backend.event() {
+        if let Some(fd) = self.net {
             // An error of its own would be an event for ever. It may be out already.
             let event = EpollEvent::default();
             let _ = self.epoll.ctl(ControlOperation::Delete, fd, event);
         }
         // The guest is to be told.
-        self.cable.set_event();
+        self.call();
+    }
+
+    /// Has the worker called once more.
+    fn call(&self) {
+        if let Some(port) = self.shared.port(self.channel) {
+            port.call();
+        }
     }
 
     /// Sends what waits; false where that has to wait on.
     fn send_waiting(&mut self, channel: &mut Channel) -> Result<bool, ChannelError> {
-        while let Some((transaction_id, payload)) = self.conversation.completions.front() {
-            match channel.send(&Outgoing::completion(*transaction_id, payload)) {
-                Ok(()) => drop(self.conversation.completions.pop_front()),
-                Err(SendError::Full) => return Ok(false),
-                Err(SendError::TooLong) => {
-                    return Err(ChannelError::Protocol(
-                        "the network adapter's ring is too small",
-                    ));
-                }
-                Err(SendError::Corrupt(corrupt)) => return Err(corrupt.into()),
+        while let Some((transaction_id, payload)) = self.completions.front() {
+            let completion = Outgoing::completion(*transaction_id, payload);
+            if !sent(channel.send(&completion))? {
+                return Ok(false);
             }
+            self.completions.pop_front();
         }
-        let version = self.conversation.version();
+        let shared = Arc::clone(&self.shared);
+        let mut conversation = shared.conversation();
+        let version = conversation.version();
         if let Some(batch) = &self.batch {
-            if !batch.send(channel, version)? {
+            let buffer = conversation.receive.as_ref();
+            // The guest may have taken the buffer back meanwhile.
+            if buffer.is_some_and(|buffer| batch.is_of(&buffer.sections))
+                && !batch.send(channel, version)?
+            {
                 return Ok(false);
             }
             self.batch = None;
         }
-        while let Some(message) = self.conversation.messages.front() {
-            let Some(buffer) = &mut self.conversation.receive else {
-                // The guest has asked before it could be answered, or does not want to be any more.
-                self.conversation.messages.clear();
-                break;
+        if self.channel != 0 {
+            return Ok(true);
+        }
+        if let Some(version) = version.filter(|_| conversation.table_is_due) {
+            let channels = u32::from(conversation.granted).saturating_add(1);
+            let table = SendTable {
+                channels: std::array::from_fn(|at| {
+                    (at as u32).checked_rem(channels).unwrap_or_default()
+                }),
             };
-            let memory = lent(&mut self.receive_memory, channel, buffer.gpadl);
-            let locked = memory.as_ref().and_then(Lent::lock);
-            let Some(locked) = locked else {
-                self.conversation.messages.clear();
-                break;
+            let mut bytes = [0; SEND_TABLE_SIZE];
+            let message = table.encode(version, &mut bytes);
+            if !sent(channel.send(&Outgoing::in_band(0, message, false)))? {
+                return Ok(false);
+            }
+            conversation.table_is_due = false;
+        }
+        drop(conversation);
+        self.send_messages(channel)
+    }
+
+    /// Sends messages of RNDIS that are no frames; false where that has to wait.
+    fn send_messages(&mut self, channel: &mut Channel) -> Result<bool, ChannelError> {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            let mut conversation = shared.conversation();
+            if conversation.messages.is_empty() {
+                return Ok(true);
+            }
+            let Some(gpadl) = conversation.receive.as_ref().map(|buffer| buffer.gpadl) else {
+                // The guest has asked before it could be answered, or does not want to be any more.
+                conversation.messages.clear();
+                return Ok(true);
+            };
+            drop(conversation);
+            let memory = lent(&mut self.receive_memory, channel, gpadl);
+            let locked = memory.and_then(Lent::lock);
+            let mut conversation = shared.conversation();
+            let version = conversation.version();
+            let conversation = &mut *conversation;
+            let (Some(buffer), Some(message), Some(locked)) = (
+                &mut conversation.receive,
+                conversation.messages.front(),
+                locked,
+            ) else {
+                conversation.messages.clear();
+                return Ok(true);
             };
             let Some(batch) = receive::control(&mut buffer.sections, &locked, message) else {
                 // Completions, which bring sections back, are taken all the same.
-                break;
+                return Ok(true);
             };
-            self.conversation.messages.pop_front();
+            conversation.messages.pop_front();
             if !batch.send(channel, version)? {
                 self.batch = Some(batch);
                 return Ok(false);
             }
         }
-        Ok(true)
-    }
-
-    /// Takes one packet; false where there is none.
-    fn take_packet(&mut self, channel: &mut Channel) -> Result<bool, ChannelError> {
-        let mut bytes = std::mem::take(&mut self.packet);
-        let outcome = self.handle_next(channel, &mut bytes);
-        self.packet = bytes;
-        outcome
-    }
-
-    fn handle_next(
-        &mut self,
-        channel: &mut Channel,
-        bytes: &mut [u8],
-    ) -> Result<bool, ChannelError> {
-        let Some(packet) = channel.receive(bytes)? else {
-            return Ok(false);
-        };
-        if matches!(packet.kind, PacketKind::Completion) {
-            let known = self
-                .conversation
-                .receive
-                .as_mut()
-                .is_some_and(|buffer| buffer.sections.come_back(packet.transaction_id));
-            if !known {
-                self.counters.tx_refused.count();
-            }
-            return Ok(true);
-        }
-        let answered = packet.completion_requested.then_some(packet.transaction_id);
-        match Message::parse(Sender::Guest, packet.payload) {
-            Ok(Message::SendRndisPacket(message)) => {
-                let outcome = self.rndis(channel, &packet, message)?;
-                if let Some(transaction_id) = answered {
-                    let answer = Message::SendRndisPacketComplete(outcome);
-                    self.conversation.complete(transaction_id, answer);
-                }
-            }
-            Ok(message) => {
-                let length = |gpadl| channel.lent(gpadl).map(|lent| lent.len());
-                self.conversation
-                    .handle(message, answered, &self.config, length);
-                if self.conversation.receive.is_none() {
-                    self.receive_memory = None;
-                    self.batch = None;
-                }
-                if self.conversation.send.is_none() {
-                    self.send_memory = None;
-                }
-            }
-            Err(error) => {
-                tracing::debug!(%error, "a netvsp message makes no sense");
-                self.counters.tx_refused.count();
-                if let Some(transaction_id) = answered {
-                    let answer = Message::SendRndisPacketComplete(status::FAILURE);
-                    self.conversation.complete(transaction_id, answer);
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    /// Handles a message of RNDIS, or a chain of frames; a value of [`status`].
-    fn rndis(
-        &mut self,
-        channel: &Channel,
-        packet: &Packet<'_>,
-        message: SendRndisPacket,
-    ) -> Result<u32, ChannelError> {
-        let index = message.section_index.get();
-        let size = message.section_size.get();
-        let buffer = self.conversation.send.filter(|_| index != NO_SECTION);
-        let memory = match buffer {
-            Some(buffer) => lent(&mut self.send_memory, channel, buffer.gpadl).clone(),
-            None => None,
-        };
-        let locked = memory.as_ref().and_then(Lent::lock);
-        let mut slices = Vec::new();
-        if index != NO_SECTION {
-            let place = buffer.and_then(|buffer| buffer.place(index, size));
-            let placed = match (place, &locked) {
-                (Some(place), Some(locked)) => locked.slices(place, size as usize, &mut slices),
-                _ => None,
-            };
-            if placed.is_none() {
-                self.counters.tx_refused.count();
-                return Ok(status::INVALID_RNDIS_PACKET);
-            }
-        }
-        let mut gather = Gather::new(slices);
-        let ram = std::sync::Arc::clone(channel.memory());
-        let pushed = match packet.kind {
-            PacketKind::GpaDirect(ranges) => gather.push_ranges(&*ram, ranges),
-            _ => Some(()),
-        };
-        if pushed.is_none() || gather.len() > MAX_TRANSFER as usize || gather.len() == 0 {
-            self.counters.tx_refused.count();
-            return Ok(status::INVALID_RNDIS_PACKET);
-        }
-        let sent = if message.channel.get() == rndis_channel::DATA {
-            let plugged = self.is_plugged();
-            transmit::send(&mut *self.backend, &gather, plugged, &self.counters).is_ok()
-        } else {
-            self.control(&gather)?
-        };
-        Ok(if sent {
-            status::SUCCESS
-        } else {
-            self.counters.tx_refused.count();
-            status::INVALID_RNDIS_PACKET
-        })
-    }
-
-    /// Handles a message of RNDIS that is no frame; false where it cannot be.
-    fn control(&mut self, message: &Gather<'_>) -> Result<bool, ChannelError> {
-        if message.len() > MAX_CONTROL {
-            return Ok(false);
-        }
-        let mut copy = vec![0; message.len()];
-        if message.copy(0, &mut copy).is_none() {
-            return Ok(false);
-        }
-        let parsed = rndis::split(&copy)
-            .and_then(|(kind, body, _)| Request::parse(kind, body))
-            .ok()
-            .flatten();
-        let Some(request) = parsed else {
-            return Ok(false);
-        };
-        let objects = Objects {
-            config: &self.config,
-            features: self.backend.features(),
-            counters: &self.counters,
-            plugged: self.is_plugged(),
-        };
-        self.conversation
-            .control(request, |conversation, ask| {
-                objects.answer(conversation, ask)
-            })
-            .map_err(|_| ChannelError::Protocol("the guest asks, and takes no answers"))?;
-        Ok(true)
-    }
-
-    /// Takes frames off the net for the guest; what of the net is to be waited for.
-    fn take_frames(
-        &mut self,
-        channel: &mut Channel,
-        net_is_full: bool,
-    ) -> Result<EventSet, ChannelError> {
-        if self.gone {
-            return Ok(EventSet::empty());
-        }
-        let outcome = if self.conversation.is_running() && self.cable.is_plugged() {
-            self.give_frames(channel, net_is_full)?
-        } else {
-            self.drop_frames(&self.counters.rx_filtered.clone())
-        };
-        Ok(outcome.unwrap_or_else(|error| {
-            tracing::warn!(%error, "the net of a network adapter is gone");
-            self.lose_net();
-            EventSet::empty()
-        }))
-    }
-
-    fn give_frames(
-        &mut self,
-        channel: &mut Channel,
-        net_is_full: bool,
-    ) -> Result<io::Result<EventSet>, ChannelError> {
-        let version = self.conversation.version();
-        let Some(buffer) = &self.conversation.receive else {
-            return Ok(self.drop_frames(&self.counters.rx_lost.clone()));
-        };
-        let memory = lent(&mut self.receive_memory, channel, buffer.gpadl).clone();
-        let Some(locked) = memory.as_ref().and_then(Lent::lock) else {
-            return Ok(self.drop_frames(&self.counters.rx_lost.clone()));
-        };
-        for _ in 0..ROUND {
-            let gathered = receive::frames(
-                &mut *self.backend,
-                &mut self.conversation,
-                &locked,
-                self.config.mac,
-                &self.counters,
-            );
-            match gathered {
-                Ok(Gathered::Batch(batch)) => {
-                    if !batch.send(channel, version)? {
-                        self.batch = Some(batch);
-                        return Ok(Ok(EventSet::empty()));
-                    }
-                }
-                Ok(Gathered::None) => break,
-                // Sections come back behind packets for which the net has no room. Two adapters
-                // at one cable would wait for each other: frames are lost instead.
-                Ok(Gathered::NoSections) if net_is_full => {
-                    return Ok(self.drop_frames(&self.counters.rx_lost.clone()));
-                }
-                // The next completion wakes us.
-                Ok(Gathered::NoSections) => return Ok(Ok(EventSet::empty())),
-                Err(error) => return Ok(Err(error)),
-            }
-        }
-        Ok(Ok(EventSet::IN))
-    }
-
-    /// Takes frames off the net that nobody gets, so that none is old when somebody does.
-    fn drop_frames(&mut self, counter: &Counter) -> io::Result<EventSet> {
-        for _ in 0..ROUND {
-            if !receive::discard(&mut *self.backend)? {
-                break;
-            }
-            counter.count();
-        }
-        Ok(EventSet::IN)
     }
 }
 
-/// The memory of GPADL `gpadl`, looked up if it is not known yet.
-fn lent<'a>(known: &'a mut Option<Lent>, channel: &Channel, gpadl: u32) -> &'a Option<Lent> {
-    if known.is_none() {
-        *known = channel.lent(gpadl);
+/// Whether a packet was sent; false where the ring has no room now.
+fn sent(outcome: Result<(), SendError>) -> Result<bool, ChannelError> {
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(SendError::Full) => Ok(false),
+        Err(SendError::TooLong) => Err(ChannelError::Protocol(
+            "the network adapter's ring is too small",
+        )),
+        Err(SendError::Corrupt(corrupt)) => Err(corrupt.into()),
     }
-    known
+}
+
+/// The memory of GPADL `gpadl`, looked up where it is not known yet or was taken back.
+fn lent<'a>(known: &'a mut Option<(u32, Lent)>, channel: &Channel, gpadl: u32) -> Option<&'a Lent> {
+    let is_good = |(handle, lent): &mut (u32, Lent)| *handle == gpadl && !lent.was_taken_back();
+    if !known.as_mut().is_some_and(is_good) {
+        *known = channel.lent(gpadl).map(|lent| (gpadl, lent));
+    }
+    known.as_ref().map(|(_, lent)| lent)
 }
 
 impl Vsp for Network {
     fn offer(&self) -> OfferChannel {
-        plain_offer(CLASS, self.config.instance)
+        plain_offer(CLASS, self.shared.config.instance)
     }
 
     fn opened(&mut self) {
-        self.conversation = Conversation::default();
+        if self.channel == 0 {
+            let mut conversation = self.shared.conversation();
+            *conversation = conversation.next();
+        }
+        self.completions.clear();
         self.batch = None;
         self.receive_memory = None;
         self.send_memory = None;
     }
 
     fn service(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
-        self.cable.clear_event();
+        let shared = Arc::clone(&self.shared);
+        let Some(port) = shared.port(self.channel) else {
+            return Ok(());
+        };
+        self.set_active(true);
+        port.clear_event();
+        if self.channel == 0 {
+            shared.cable.clear_event();
+        }
         let plugged = self.is_plugged();
         let mut room = true;
         let mut drained = false;
-        let mut net_is_full = self.backend.wants_room();
+        let mut net_is_full = port.backend().wants_room();
         for _ in 0..ROUND {
-            self.conversation.tell_plugged(plugged);
+            if self.channel == 0 {
+                shared.conversation().tell_plugged(plugged);
+            }
             room = self.send_waiting(channel)?;
             if !room || net_is_full {
                 break;
@@ -439,12 +351,13 @@ impl Vsp for Network {
                 drained = true;
                 break;
             }
-            net_is_full = self.backend.wants_room();
+            net_is_full = port.backend().wants_room();
         }
-        room = room && self.send_waiting(channel)?;
-        if self.partial_checksums != self.conversation.rx_checksum {
-            self.partial_checksums = self.conversation.rx_checksum;
-            self.backend.take_partial_checksums(self.partial_checksums);
+        room = room && self.send_waiting(channel)? && self.send_inbox(channel)?;
+        let partial_checksums = shared.conversation().reception.checksum;
+        if self.channel == 0 && self.partial_checksums != partial_checksums {
+            self.partial_checksums = partial_checksums;
+            port.backend().take_partial_checksums(partial_checksums);
         }
         let mut events = if room {
             self.take_frames(channel, net_is_full)?
@@ -455,7 +368,7 @@ impl Vsp for Network {
             events |= EventSet::IN;
         } else if room && !drained {
             // There may be more packets: come back when the guest has been told of these.
-            self.cable.set_event();
+            port.call();
         }
         self.watch(events);
         Ok(())
@@ -465,15 +378,32 @@ impl Vsp for Network {
         Some(self.epoll.as_raw_fd())
     }
 
+    fn sub_channels(&self) -> u16 {
+        match self.channel {
+            0 => self.shared.conversation().granted,
+            _ => 0,
+        }
+    }
+
+    fn sub_channel(&mut self, index: u16) -> io::Result<Box<dyn Vsp>> {
+        if index == 0 || self.channel != 0 {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        Ok(Box::new(Self::channel(Arc::clone(&self.shared), index)?))
+    }
+
     fn quiesce(&mut self) {
         // No call leaves anything to be done on the guest's memory; it may get it back.
         self.receive_memory = None;
         self.send_memory = None;
+        self.set_active(false);
     }
 
     fn save(&self) -> Vec<u8> {
+        let conversation = self.shared.conversation();
         let saved = Saved {
-            conversation: self.conversation.clone(),
+            conversation: (self.channel == 0).then(|| conversation.clone()),
+            completions: self.completions.clone(),
             batch: self.batch.clone(),
         };
         // Numbers and bytes cannot fail to serialize into memory.
@@ -486,13 +416,33 @@ impl Vsp for Network {
             reason,
         };
         let saved: Saved = postcard::from_bytes(state).map_err(|error| bad(error.to_string()))?;
-        let receive = saved.conversation.receive.as_ref();
+        let receive = saved
+            .conversation
+            .as_ref()
+            .and_then(|it| it.receive.as_ref());
         if receive.is_some_and(|buffer| !buffer.sections.is_sound()) {
             return Err(bad("its receive buffer makes no sense".into()));
         }
         self.opened();
-        self.conversation = saved.conversation;
+        match saved.conversation {
+            Some(mut conversation) if self.channel == 0 && self.has_channels(&conversation) => {
+                if let Some(buffer) = &mut conversation.receive {
+                    buffer.sections.free_the_lost();
+                }
+                *self.shared.conversation() = conversation;
+            }
+            None if self.channel != 0 => {}
+            _ => return Err(bad("it has other channels".into())),
+        }
+        self.completions = saved.completions;
         self.batch = saved.batch;
         Ok(())
+    }
+}
+
+impl Drop for Network {
+    /// Nobody takes frames of this channel any more.
+    fn drop(&mut self) {
+        self.set_active(false);
     }
 }

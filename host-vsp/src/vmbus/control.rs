@@ -110,6 +110,7 @@ impl Server {
                     let _ = reply.send(BusCounters {
                         channels: all.collect(),
                         gpadls: self.bus.gpadls().len(),
+                        gpadl_pages: self.bus.gpadls().pages(),
                     });
                 }
                 Command::End => break,

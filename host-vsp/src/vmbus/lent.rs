@@ -86,6 +86,12 @@ impl Lent {
         self.length == 0
     }
 
+    /// Whether the guest has it back.
+    pub fn was_taken_back(&self) -> bool {
+        let guard = self.pages.read().unwrap_or_else(PoisonError::into_inner);
+        guard.is_none()
+    }
+
     /// The memory, which the guest does not get back before the end of this; `None` where it has it
     /// already. Held for one batch of work, and by no thread twice.
     pub fn lock(&self) -> Option<LockedMemory<'_>> {

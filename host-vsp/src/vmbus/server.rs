@@ -82,6 +82,8 @@ pub struct BusCounters {
     pub channels: BTreeMap<u32, Arc<ChannelCounters>>,
     /// GPADLs that the guest has established, or begun to.
     pub gpadls: usize,
+    /// Pages that those have, or were announced to have.
+    pub gpadl_pages: usize,
 }
 
 /// The VMBus of one VM.

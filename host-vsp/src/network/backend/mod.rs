@@ -48,6 +48,16 @@ pub trait Backend: Send {
     fn take_partial_checksums(&mut self, wanted: bool) {
         let _ = wanted;
     }
+
+    /// Whether frames shall come out of this queue, where a net has several; those without it come
+    /// out of others.
+    ///
+    /// # Errors
+    /// It stays as it was.
+    fn set_active(&mut self, active: bool) -> io::Result<()> {
+        let _ = active;
+        Ok(())
+    }
 }
 
 /// What a net does for frames that are sent.

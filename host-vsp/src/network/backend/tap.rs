@@ -115,13 +115,9 @@ impl Tap {
             .map_err(TapError::Device)?;
         let other = |error| TapError::Other(name.into(), error);
         // A tap made for one queue takes none of several, and the other way round.
-        let multi = [queues > 1, true];
-        let mut outcome = Ok(());
-        for multi_queue in multi {
-            outcome = tap_ioctls::set_interface(&file, name, multi_queue);
-            if outcome.is_ok() {
-                break;
-            }
+        let mut outcome = tap_ioctls::set_interface(&file, name, queues > 1);
+        if queues <= 1 && is(&outcome, libc::EINVAL) {
+            outcome = tap_ioctls::set_interface(&file, name, true);
         }
         outcome.map_err(|error| match error.raw_os_error() {
             Some(libc::EPERM) => TapError::Permission(name.into()),
@@ -139,6 +135,11 @@ impl Tap {
             name: name.into(),
         })
     }
+}
+
+/// Whether it is this error of the system.
+fn is(outcome: &io::Result<()>, error: libc::c_int) -> bool {
+    matches!(outcome, Err(other) if other.raw_os_error() == Some(error))
 }
 
 impl Backend for Tap {
@@ -205,6 +206,10 @@ impl Backend for Tap {
             RxChecksum::Unknown
         };
         Ok(Some(Received { length, checksum }))
+    }
+
+    fn set_active(&mut self, active: bool) -> io::Result<()> {
+        tap_ioctls::set_attached(&self.file, active)
     }
 
     fn take_partial_checksums(&mut self, wanted: bool) {

@@ -36,6 +36,23 @@ pub(super) fn set_interface(file: &File, name: &str, multi_queue: bool) -> io::R
     check(unsafe { ioctl_with_mut_ref(file, libc::TUNSETIFF, &mut request) })
 }
 
+/// Makes a queue one that frames come out of, or not any more.
+pub(super) fn set_attached(file: &File, attached: bool) -> io::Result<()> {
+    let flags = if attached {
+        libc::IFF_ATTACH_QUEUE
+    } else {
+        libc::IFF_DETACH_QUEUE
+    };
+    let request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru {
+            ifru_flags: flags as libc::c_short,
+        },
+    };
+    // SAFETY: the argument is the struct that this ioctl reads.
+    check(unsafe { ioctl_with_ref(file, libc::TUNSETQUEUE, &request) })
+}
+
 /// Says how long the header is that comes before each frame.
 pub(super) fn set_header_length(file: &File, bytes: libc::c_int) -> io::Result<()> {
     // SAFETY: the argument is the number that this ioctl reads.

@@ -9,8 +9,8 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap, VolatileSlice};
 use vmbus_proto::gpa::GpaRangeWriter;
 use vmbus_proto::guid::Guid;
 use vmbus_proto::netvsp::{
-    Buffer, Message, NO_SECTION, NdisConfig, RECEIVE_BUFFER_ID, SendRndisPacket, Sender, Version,
-    rndis_channel, status,
+    Buffer, Message, NO_SECTION, NdisConfig, RECEIVE_BUFFER_ID, SendRndisPacket, SendTable, Sender,
+    Version, rndis_channel, status,
 };
 use vmbus_proto::packet::{Outgoing, PacketKind};
 use vmbus_proto::ring::{Consumer, Producer};
@@ -23,7 +23,7 @@ use crate::network::{Cable, Config, Mac, Network, QueueCounters};
 use crate::vmbus::channel::{Channel, ChannelError};
 use crate::vmbus::lent::LentTable;
 use crate::vmbus::ring_memory::GuestRing;
-use crate::vsp::Vsp as _;
+use crate::vsp::Vsp;
 
 /// Where frames and lies may be: RAM from here to the end.
 pub(super) const SCRATCH: u64 = 12 << 20;
@@ -38,7 +38,7 @@ pub(super) const MAC: Mac = [2, 0x15, 0x5d, 0, 0, 7];
 
 /// The guest, the channel, and the VSP behind it.
 pub(super) struct Guest {
-    pub(super) vsp: Network,
+    pub(super) vsp: Box<dyn Vsp>,
     pub(super) memory: Arc<dyn GuestMemory>,
     pub(super) cable: Cable,
     pub(super) table: Arc<LentTable>,
@@ -63,6 +63,8 @@ pub(super) type Messages = Vec<(u32, Vec<u8>)>;
 pub(super) enum Incoming {
     /// An answer: transaction id and message.
     Answer(u64, Vec<u8>),
+    /// On which channels it may send.
+    Table(SendTable),
     /// Messages of RNDIS: transaction id, channel, where each is and its bytes.
     Rndis(u64, u32, Messages),
 }
@@ -72,6 +74,7 @@ pub(super) fn config(mtu: u32) -> Config {
         instance: Guid::new(1, 2, 3, 4, 5),
         mac: MAC,
         mtu,
+        queues: 1,
     }
 }
 
@@ -82,6 +85,15 @@ impl Guest {
     }
 
     pub(super) fn with_rings(backend: Box<dyn Backend>, config: Config, to_guest: u64) -> Self {
+        Self::with_queues(vec![backend], config, to_guest)
+    }
+
+    /// A guest of an adapter with several queues, all with the same counters.
+    pub(super) fn with_queues(
+        queues: Vec<Box<dyn Backend>>,
+        config: Config,
+        to_guest: u64,
+    ) -> Self {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), RAM_END as usize)]);
         let memory: Arc<dyn GuestMemory> = Arc::new(memory.unwrap());
         let pages = |first: u64, data: u64| (first..=first + data).map(|page| page * 4096);
@@ -99,10 +111,11 @@ impl Guest {
         );
         let cable = Cable::new().unwrap();
         let counters = QueueCounters::default();
-        let mut vsp = Network::new(config, backend, cable.clone(), counters.clone()).unwrap();
+        let queues = queues.into_iter().map(|queue| (queue, counters.clone()));
+        let mut vsp = Network::new(config, queues.collect(), cable.clone()).unwrap();
         vsp.opened();
         Self {
-            vsp,
+            vsp: Box::new(vsp),
             cable,
             counters,
             version: None,
@@ -114,6 +127,36 @@ impl Guest {
             rings,
             next_id: 0x1000,
             section: 0,
+            early: Vec::new(),
+        }
+    }
+
+    /// The same guest at a sub-channel, with rings of its own.
+    pub(super) fn open_sub_channel(&mut self, index: u16) -> Self {
+        let first = 4096 - 256 * u64::from(index);
+        let pages = |first: u64| (first..=first + 64).map(|page| page * 4096);
+        let rings: [Arc<[u64]>; 2] = [pages(first).collect(), pages(first + 128).collect()];
+        let ring = |n: usize| GuestRing::new(Arc::clone(&self.memory), &rings[n]).unwrap();
+        let channel = Channel::new(
+            Consumer::attach(ring(0)).unwrap(),
+            Producer::attach(ring(1)).unwrap(),
+            Arc::clone(&self.memory),
+        );
+        let mut vsp = self.vsp.sub_channel(index).unwrap();
+        vsp.opened();
+        Self {
+            vsp,
+            cable: self.cable.clone(),
+            counters: self.counters.clone(),
+            version: self.version,
+            channel: channel.with_lent(&self.table),
+            table: Arc::clone(&self.table),
+            to_host: Producer::attach(ring(0)).unwrap(),
+            to_guest: Consumer::attach(ring(1)).unwrap(),
+            memory: Arc::clone(&self.memory),
+            rings,
+            next_id: 0x2000,
+            section: self.section,
             early: Vec::new(),
         }
     }
@@ -281,6 +324,7 @@ impl Guest {
             match self.take() {
                 Some(Incoming::Answer(..)) => return true,
                 Some(Incoming::Rndis(id, ..)) => self.complete(id),
+                Some(Incoming::Table(_)) => {}
                 None => return false,
             }
         }
@@ -343,6 +387,7 @@ impl Guest {
             PacketKind::Completion => {
                 Incoming::Answer(packet.transaction_id, packet.payload.to_vec())
             }
+            PacketKind::InBand => Incoming::Table(SendTable::parse(packet.payload).unwrap()),
             PacketKind::TransferPages { pageset_id, ranges } => {
                 assert_eq!(pageset_id, RECEIVE_BUFFER_ID);
                 assert!(packet.completion_requested);
@@ -374,13 +419,21 @@ impl Guest {
         self.early.clear();
     }
 
+    /// Takes the table of channels to send on, which must be the next packet.
+    pub(super) fn take_table(&mut self) -> [u32; 16] {
+        match self.take() {
+            Some(Incoming::Table(table)) => table.channels,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Takes one packet with messages of RNDIS.
     pub(super) fn take_rndis(&mut self) -> Option<(u64, u32, Messages)> {
         let is_rndis = |incoming: &Incoming| matches!(incoming, Incoming::Rndis(..));
         if let Some(at) = self.early.iter().position(is_rndis) {
             match self.early.remove(at) {
                 Incoming::Rndis(id, channel, messages) => return Some((id, channel, messages)),
-                Incoming::Answer(..) => unreachable!(),
+                Incoming::Answer(..) | Incoming::Table(_) => unreachable!(),
             }
         }
         match self.take()? {
@@ -413,8 +466,12 @@ impl Guest {
         self.vsp.quiesce();
         let state = self.vsp.save();
         let cable = Cable::new().unwrap();
-        let mut fresh =
-            Network::new(config(1500), backend, cable.clone(), self.counters.clone()).unwrap();
+        let mut fresh = Network::new(
+            config(1500),
+            vec![(backend, self.counters.clone())],
+            cable.clone(),
+        )
+        .unwrap();
         fresh.restore(&state).unwrap();
         let (read, write) = self.channel.indices();
         let ring = |n: usize| GuestRing::new(Arc::clone(&self.memory), &self.rings[n]);
@@ -424,7 +481,7 @@ impl Guest {
             Arc::clone(&self.memory),
         )
         .with_lent(&self.table);
-        self.vsp = fresh;
+        self.vsp = Box::new(fresh);
         self.cable = cable;
     }
 }

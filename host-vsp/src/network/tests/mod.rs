@@ -1,5 +1,6 @@
 //! The adapter before a guest played by hand.
 
+mod channels;
 mod guest;
 mod lies;
 mod streams;

@@ -5,22 +5,20 @@
 //! SHA-256, and unpacked into the cache ([`debian`]). Nothing is installed.
 
 mod apt;
+mod carried;
 pub mod debian;
 pub mod debian_root;
 mod hyperv_daemons;
 pub mod kernel;
 pub mod kernel_rustc;
 mod l1_kernel;
-mod passt;
 mod qemu;
-mod qemu_tools;
 pub mod rust_src;
 
+pub use carried::Carried;
 pub use hyperv_daemons::hyperv_daemons;
 pub use l1_kernel::busybox;
-pub use passt::Passt;
 pub use qemu::Qemu;
-pub use qemu_tools::QemuTools;
 
 use crate::error::Result;
 use kernel::{Kernel, Series};
@@ -28,13 +26,15 @@ use kernel::{Kernel, Series};
 /// Fetches everything the bed needs, so that nothing later has to wait for the network.
 pub fn everything() -> Result<()> {
     Qemu::get()?;
-    QemuTools::get()?;
+    Carried::qemu_tools()?;
+    Carried::net_tools()?;
+    Carried::iproute()?;
+    Carried::passt()?;
     for series in Series::ALL {
         Kernel::get(series)?;
     }
     busybox()?;
     hyperv_daemons()?;
-    Passt::get()?;
     rust_src::bare_metal_route()?;
     debian_root::get()?;
     Ok(())
