@@ -51,7 +51,7 @@ fn tap(story: &mut Story, series: Series) -> anyhow::Result<()> {
     story.proves(series, Feature::Dhcp);
     offloads(story, &mut linux, &tap)?;
     story.proves(series, Feature::Offloads);
-    streams(story, &mut linux)?;
+    streams(story, &mut linux, &ctl)?;
     story.proves(series, Feature::Iperf);
     checksums_in_software(story, &mut linux)?;
     story.proves(series, Feature::ChecksumsInSoftware);
@@ -165,7 +165,7 @@ fn offloads(story: &Story, linux: &mut Linux, tap: &Tap<'_>) -> anyhow::Result<(
 }
 
 /// Debian's `iperf3` both ways with one stream and with many; next to nothing is sent twice.
-fn streams(story: &Story, linux: &mut Linux) -> anyhow::Result<()> {
+fn streams(story: &Story, linux: &mut Linux, ctl: &Ctl<'_>) -> anyhow::Result<()> {
     story.provide_net_tools()?;
     let _server = story.l1().command("iperf3").arg("-s").spawn()?;
     listening(story, 5201)?;
@@ -174,7 +174,7 @@ fn streams(story: &Story, linux: &mut Linux) -> anyhow::Result<()> {
     let guest_before = numbers(&linux.sh(sent)?)?;
     let host_before = numbers(&on_host(story, sent)?)?;
     for options in ["-P 1", "-P 8", "-P 1 -R", "-P 8 -R"] {
-        iperf(linux, options)?;
+        iperf(linux, ctl, options)?;
     }
     for (whose, before, after) in [
         ("guest", guest_before, numbers(&linux.sh(sent)?)?),
@@ -189,12 +189,19 @@ fn streams(story: &Story, linux: &mut Linux) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs `iperf3` in the guest, to the server in L1. How long it takes is the machine's affair.
-fn iperf(linux: &mut Linux, options: &str) -> anyhow::Result<()> {
-    let line = format!("iperf3 -c {HOST} -n 16M -i 0 -f m {options} >/tmp/iperf 2>&1");
+/// What is to be seen of the adapter's rings in the guest, for a failure.
+const RINGS: &str = "for d in /sys/class/net/eth0/device/channels/*; do echo $d; cd $d; \
+    grep . out_mask in_mask read_avail write_avail interrupts events cpu; done; \
+    ethtool -S eth0 | grep -v ': 0'; cat /tmp/iperf";
+
+/// Runs `iperf3` in the guest, to the server in L1. How long it takes is the machine's affair. It
+/// looks whether it has sent all at the end of each interval only.
+fn iperf(linux: &mut Linux, ctl: &Ctl<'_>, options: &str) -> anyhow::Result<()> {
+    let line = format!("timeout 60 iperf3 -c {HOST} -n 16M -f m {options} >/tmp/iperf 2>&1");
     if let Err(error) = linux.sh_within(&line, TRANSFER) {
-        let said = linux.sh("cat /tmp/iperf")?;
-        anyhow::bail!("{error:#}\n{said}");
+        let counters = ctl.call(&["counters"])?;
+        let rings = linux.sh(RINGS)?;
+        anyhow::bail!("{error:#}\n{rings}\n{counters}");
     }
     let received = linux.sh("grep receiver /tmp/iperf | tail -1")?;
     ensure!(
@@ -305,8 +312,8 @@ fn queues(story: &mut Story, series: Series) -> anyhow::Result<()> {
     story.provide_net_tools()?;
     let _server = story.l1().command("iperf3").arg("-s").spawn()?;
     listening(story, 5201)?;
-    iperf(&mut linux, "-P 8")?;
-    iperf(&mut linux, "-P 8 -R")?;
+    iperf(&mut linux, &ctl, "-P 8")?;
+    iperf(&mut linux, &ctl, "-P 8 -R")?;
     to_host(story, &mut linux, HOST)?;
     to_guest(story, &mut linux, HOST)?;
     let statistics = linux.sh("ethtool -S eth0")?;
