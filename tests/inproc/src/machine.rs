@@ -67,10 +67,15 @@ impl Machine {
             instance: Guid::new(0x3333_4444, 3, 4, 5, number.into()),
             mac: [2, 0, 0, 0, 0, number],
             mtu,
+            queues: 1,
         };
         let cable = Cable::new().expect("an eventfd");
         let counters = QueueCounters::default();
-        let adapter = Network::new(config, Box::new(net), cable.clone(), counters.clone());
+        let adapter = Network::new(
+            config,
+            vec![(Box::new(net), counters.clone())],
+            cable.clone(),
+        );
         let adapter = adapter.expect("an epoll");
         let id = self.host.offer(Box::new(adapter)).expect("a relid");
         (id, cable, counters)
