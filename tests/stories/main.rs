@@ -21,6 +21,7 @@ mod guest;
 mod guest_network;
 mod guest_services;
 mod iso;
+mod kexec;
 mod linux;
 mod linux_backup;
 mod linux_channels;
@@ -63,6 +64,7 @@ const TOPICS: &[Topic] = &[
     ("linux", linux::STORIES),
     ("linux_versions", linux_versions::STORIES),
     ("linux_smp", linux_smp::STORIES),
+    ("kexec", kexec::STORIES),
     ("linux_disks", linux_disks::STORIES),
     ("linux_channels", linux_channels::STORIES),
     ("linux_network", linux_network::STORIES),

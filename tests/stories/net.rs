@@ -1,6 +1,5 @@
 //! Nets in L1 for stories: taps, passt, Debian's tools, and who is at the other end of a transfer.
 
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -9,7 +8,7 @@ use bed::provision::Carried;
 use bed::provision::kernel::{Kernel, Series};
 use e2e::Story;
 
-use crate::stock::{COMMAND, Linux};
+use crate::stock::{COMMAND, Linux, carried};
 
 /// What the host's end of the tap is called, and its address; the guest gets another one of the
 /// net.
@@ -23,9 +22,6 @@ const BYTES: u64 = 8 << 20;
 /// For one transfer.
 pub(crate) const TRANSFER: Duration = Duration::from_secs(120);
 
-/// Where a guest has Debian's tools.
-const TOOLS: &str = "root";
-
 /// What `udhcpc` runs when it has an address.
 pub(crate) const DHCP_SCRIPT: &str = "#!/bin/sh\n\
     [ \"$1\" = bound ] || exit 0\n\
@@ -34,17 +30,8 @@ pub(crate) const DHCP_SCRIPT: &str = "#!/bin/sh\n\
 
 /// Debian's tools for nets, for a guest whose root is an initramfs: paths, and what is there.
 pub(crate) fn tools() -> anyhow::Result<Vec<(String, Vec<u8>)>> {
-    let tools = Carried::net_tools()?;
-    let mut files = vec![("etc/passwd".into(), b"root:x:0:0::/:/bin/sh\n".to_vec())];
-    for file in tools.files()? {
-        let name = file.file_name().context("a file without a name")?;
-        let path = format!("{TOOLS}/{}", name.to_string_lossy());
-        files.push((path, fs::read(&file)?));
-    }
-    for program in tools.programs() {
-        let script = tools.script(program, &format!("/{TOOLS}"));
-        files.push((format!("bin/{program}"), script.into_bytes()));
-    }
+    let mut files = carried(&Carried::net_tools()?)?;
+    files.push(("etc/passwd".into(), b"root:x:0:0::/:/bin/sh\n".to_vec()));
     Ok(files)
 }
 

@@ -6,8 +6,8 @@ use anyhow::{Context, bail, ensure};
 use bed::guest_initramfs::{self, DONE, READY};
 use bed::guest_root_initramfs;
 use bed::l1::{Output, Process, Signal};
-use bed::provision::debian_root;
 use bed::provision::kernel::{Kernel, Series};
+use bed::provision::{Carried, debian_root};
 use bed::wire::Stream;
 use e2e::Story;
 use serde_json::Value;
@@ -39,11 +39,14 @@ const LOGIN: Duration = Duration::from_secs(420);
 const SHELL: &str = "stty -echo -onlcr; echo '@@ 'ready; \
     while read -r line; do eval \"$line\" </dev/null; echo '@@ 'done $?; done";
 
+/// Where a guest whose root is an initramfs has Debian's programs.
+const CARRIED: &str = "root";
+
 /// Nothing but where the console is, and less on it.
 const COMMAND_LINE: &str = "console=ttyS0 quiet";
 
 /// What every guest loads, as Debian's own initramfs does on Hyper-V.
-const MODULES: [&str; 5] = [
+pub(crate) const MODULES: [&str; 5] = [
     "hv_vmbus",
     "hv_storvsc",
     "sd_mod",
@@ -354,6 +357,21 @@ impl Linux {
         ensure!(output.status.success(), "power-off: {output}");
         Ok(output)
     }
+}
+
+/// Debian's programs, for a guest whose root is an initramfs: paths, and what is there.
+pub(crate) fn carried(programs: &Carried) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+    let mut files = Vec::new();
+    for file in programs.files()? {
+        let name = file.file_name().context("a file without a name")?;
+        let path = format!("{CARRIED}/{}", name.to_string_lossy());
+        files.push((path, std::fs::read(&file)?));
+    }
+    for program in programs.programs() {
+        let script = programs.script(program, &format!("/{CARRIED}"));
+        files.push((format!("bin/{program}"), script.into_bytes()));
+    }
+    Ok(files)
 }
 
 /// Makes an image full of holes; its path.

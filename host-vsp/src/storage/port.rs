@@ -36,6 +36,9 @@ const BATCH: usize = 64;
 /// The longest packet a descriptor can describe, so that none is too long to be refused.
 const LONGEST_PACKET: usize = u16::MAX as usize * 8;
 
+/// Failed transfers of a channel that the log tells of.
+const FAILURES_TOLD: u64 = 100;
+
 /// One channel's end of a controller.
 pub(super) struct Port {
     pub(super) shared: Arc<Shared>,
@@ -43,6 +46,8 @@ pub(super) struct Port {
     pub(super) conversation: Conversation,
     /// Where packets are copied to.
     packet: Vec<u8>,
+    /// Transfers that failed, over all conversations.
+    failures: u64,
 }
 
 impl Port {
@@ -56,6 +61,7 @@ impl Port {
             lane,
             conversation,
             packet: vec![0; LONGEST_PACKET],
+            failures: 0,
         }
     }
 
@@ -126,7 +132,9 @@ impl Port {
             } = self.lane.collect(wanted);
             for Finished { request, outcome } in finished {
                 let (request, transfer) = request;
-                if let Err(error) = &outcome {
+                if let Err(error) = &outcome
+                    && self.failed()
+                {
                     let lun = request.packet.srb().lun;
                     let transaction_id = request.transaction_id;
                     tracing::warn!(transaction_id, lun, %error, "a disk's transfer failed");
@@ -140,6 +148,13 @@ impl Port {
             self.conversation.reset_done();
             self.lane.hold(self.conversation.holds_others());
         }
+    }
+
+    /// Counts a transfer that failed; whether to tell of it. A guest can bring about as many as it
+    /// likes, on a disk that has no room.
+    fn failed(&mut self) -> bool {
+        self.failures = self.failures.saturating_add(1);
+        self.failures <= FAILURES_TOLD
     }
 
     fn finish(&mut self, request: Request, outcome: Outcome) {

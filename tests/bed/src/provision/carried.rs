@@ -43,6 +43,14 @@ impl Carried {
         })
     }
 
+    /// `kexec`, fetched if missing.
+    pub fn kexec() -> Result<Self> {
+        Ok(Self {
+            bundle: debian::bundle("kexec-tools-1", Wanted::Closure(&["kexec-tools"]))?,
+            programs: &["kexec"],
+        })
+    }
+
     /// passt, fetched if missing.
     pub fn passt() -> Result<Self> {
         Ok(Self {

@@ -30,6 +30,7 @@ pub fn everything() -> Result<()> {
     Carried::net_tools()?;
     Carried::iproute()?;
     Carried::passt()?;
+    Carried::kexec()?;
     for series in Series::ALL {
         Kernel::get(series)?;
     }

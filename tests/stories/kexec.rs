@@ -1,0 +1,68 @@
+//! A stock Linux that starts another kernel by itself.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::ensure;
+use bed::guest_initramfs;
+use bed::provision::Carried;
+use bed::provision::kernel::{Kernel, Series};
+use e2e::{Entry, Feature, Story};
+
+use crate::stock::{
+    BOOT_ID, MODULES, Stock, carried, expect_in_guest, expect_on_host, make_disk, write_and_verify,
+};
+
+pub(crate) const STORIES: &[Entry] = &[Entry::new("into_the_same_kernel", into_the_same_kernel)];
+
+/// For what is read from a disk before the kernel can be loaded.
+const LOAD: Duration = Duration::from_secs(120);
+
+/// What a kernel says of who has loaded it, where that was kexec (0xd0).
+const KEXEC: &str = "208";
+
+/// The old kernel takes leave of the bus, and the new one finds it as on a fresh machine; the
+/// machine itself does not restart.
+fn into_the_same_kernel(story: &mut Story) -> anyhow::Result<()> {
+    let series = Series::Linux6_12;
+    let disk = make_disk(story)?;
+    // Kernel and initramfs, one after the other on a disk.
+    let kernel = Kernel::get(series)?;
+    let image = fs::read(kernel.image())?;
+    let initramfs = guest_initramfs::build(&kernel, &MODULES, &[])?;
+    let mut both = [image.as_slice(), &initramfs].concat();
+    both.resize(both.len().next_multiple_of(512), 0);
+    let path = story.file("kernel");
+    story.l1().put_bytes(&both, &path)?;
+
+    let programs = carried(&Carried::kexec()?)?;
+    let mut stock = Stock::new(story, series).disk(&disk).disk(&path);
+    for (path, bytes) in &programs {
+        stock = stock.file(path, bytes);
+    }
+    let mut linux = stock.boot()?;
+    let sum = write_and_verify(&mut linux)?;
+    let boot = linux.sh(BOOT_ID)?;
+    let (length, initrd) = (image.len(), initramfs.len());
+    linux.sh_within(
+        &format!(
+            "cd /tmp && head -c {length} /dev/sdb >kernel && \
+             tail -c +{} /dev/sdb | head -c {initrd} >initramfs && \
+             kexec --load kernel --initrd=initramfs --reuse-cmdline",
+            length + 1
+        ),
+        LOAD,
+    )?;
+    linux.expect_clean_log()?;
+    linux.type_line("kexec -e")?;
+    linux.wait_ready()?;
+    ensure!(linux.sh(BOOT_ID)? != boot, "the same kernel goes on");
+    let loader = linux.sh("cat /proc/sys/kernel/bootloader_type")?;
+    ensure!(loader == KEXEC, "the kernel was loaded by {loader}");
+    expect_in_guest(&mut linux, &sum)?;
+    linux.expect_clean_log()?;
+    linux.power_off()?;
+    expect_on_host(story, &disk, &sum)?;
+    story.proves(series, Feature::Kexec);
+    Ok(())
+}
