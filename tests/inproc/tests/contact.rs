@@ -94,7 +94,7 @@ fn every_version_and_a_refusal() {
         assert_eq!(bus.offers().count(), 0);
         assert_eq!(bus.unload(), Err(Error::NotConnected));
     }
-    for unknown in [Version::V3_0, Version::V6_0, Version(0x0007_0000)] {
+    for unknown in [Version::new(1, 1), Version::V6_0, Version(0x0007_0000)] {
         assert_eq!(
             bus.connect(&exactly(unknown)),
             Err(Error::VersionRefused(unknown))
