@@ -15,8 +15,8 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Backend, Features, Frame, Received, RxChecksum, vectored};
 
-/// Longest frame: no adapter has longer ones.
-const MAX_FRAME: usize = 65_550;
+/// Longest frame: passt takes no longer ones, and no adapter has them.
+const MAX_FRAME: usize = 65_535;
 
 /// Bytes taken from the socket at a time.
 const CHUNK: usize = 2 * MAX_FRAME;
@@ -55,9 +55,11 @@ pub struct Stream {
     listener: Option<(UnixListener, PathBuf)>,
     /// The socket there is: listener or stream, and room on the stream.
     epoll: Epoll,
+    /// Whether somebody who comes to the listener is an event.
+    awaited: bool,
     /// Whether the epoll asks for room.
     armed: bool,
-    /// The rest of a frame that the socket had no room for.
+    /// What the socket had no room for: the rest of a frame, and those of the same chain after it.
     unsent: Vec<u8>,
     /// Received bytes: frames in `received[start..]`, the last one perhaps not whole.
     received: Vec<u8>,
@@ -74,6 +76,7 @@ impl Stream {
             socket: None,
             listener: None,
             epoll: Epoll::new()?,
+            awaited: false,
             armed: false,
             unsent: Vec::new(),
             received: Vec::new(),
@@ -123,6 +126,7 @@ impl Stream {
             socket: None,
             listener: Some((listener, path.into())),
             epoll,
+            awaited: true,
             armed: false,
             unsent: Vec::new(),
             received: Vec::new(),
@@ -146,8 +150,8 @@ impl Stream {
 
     /// Whether somebody who comes to the listener is an event: not while another one is there, or
     /// it would be one all the time.
-    fn await_others(&self, wanted: bool) -> io::Result<()> {
-        let Some((listener, _)) = &self.listener else {
+    fn await_others(&mut self, wanted: bool) -> io::Result<()> {
+        let Some((listener, _)) = self.listener.as_ref().filter(|_| self.awaited != wanted) else {
             return Ok(());
         };
         let operation = if wanted {
@@ -156,7 +160,9 @@ impl Stream {
             ControlOperation::Delete
         };
         let event = EpollEvent::new(EventSet::IN, 0);
-        self.epoll.ctl(operation, listener.as_raw_fd(), event)
+        self.epoll.ctl(operation, listener.as_raw_fd(), event)?;
+        self.awaited = wanted;
+        Ok(())
     }
 
     /// The other end has gone.
@@ -177,16 +183,27 @@ impl Stream {
     }
 
     /// Whether there is another end, now.
+    ///
+    /// # Errors
+    /// There is none any more, and none can come.
     fn accept(&mut self) -> io::Result<bool> {
-        let Some((listener, _)) = &self.listener else {
-            return Ok(self.socket.is_some());
-        };
         if self.socket.is_some() {
             return Ok(true);
         }
+        let Some((listener, _)) = &self.listener else {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        };
         match listener.accept() {
             Ok((socket, _)) => self.attach(socket).map(|()| true),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.await_others(true).map(|()| false)
+            }
+            Err(error) if is_passing(&error) => {
+                // Who waits would be an event all the time. They are asked in when there is the
+                // next frame to send, or the guest gives back what it has received.
+                tracing::debug!(%error, "nobody can be let in now");
+                self.await_others(false).map(|()| false)
+            }
             Err(error) => Err(error),
         }
     }
@@ -288,9 +305,10 @@ impl Backend for Stream {
     }
 
     fn wants_room(&mut self) -> bool {
-        if !self.unsent.is_empty() && self.flush().is_err() {
-            // Whoever receives next finds out and says so.
-            self.unsent.clear();
+        if self.flush().is_err() {
+            // A part of a frame may be on its way: nothing can follow it. Where nobody else may
+            // come, whoever receives next finds out and says so.
+            let _ = self.lose();
         }
         self.arm(!self.unsent.is_empty());
         !self.unsent.is_empty()
@@ -305,21 +323,31 @@ impl Backend for Stream {
         if !self.accept()? {
             return Err(io::ErrorKind::NotConnected.into());
         }
+        // The frames of a chain come one after the other, without a question for room in between.
+        if let Err(error) = self.flush() {
+            let _ = self.lose();
+            return Err(error);
+        }
         let Some(socket) = &self.socket else {
             return Err(io::ErrorKind::NotConnected.into());
         };
         let mut head = Vec::with_capacity(LENGTH + frame.head.len());
         head.extend((length as u32).to_be_bytes());
         head.extend(frame.head);
-        let sent = match vectored::write(socket, &head, frame.rest) {
-            Ok(sent) => sent,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(error) => return Err(error),
+        let sent = if self.unsent.is_empty() {
+            match vectored::write(socket, &head, frame.rest) {
+                Ok(sent) => sent,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                Err(error) => return Err(error),
+            }
+        } else {
+            0
         };
         if sent == LENGTH + length {
             return Ok(());
         }
-        // A stream cannot lose a part of a frame: keep what is left.
+        // A stream cannot lose a part of a frame: keep what is left. That is no more than one packet
+        // of the guest has, after which room is asked for.
         let mut whole = head;
         for piece in frame.rest {
             let at = whole.len();
@@ -328,7 +356,7 @@ impl Backend for Stream {
                 .read_slice(&mut whole[at..], 0)
                 .map_err(io::Error::other)?;
         }
-        self.unsent = whole.split_off(sent.min(whole.len()));
+        self.unsent.extend(whole.drain(sent.min(whole.len())..));
         self.arm(true);
         Ok(())
     }
@@ -360,6 +388,21 @@ impl Backend for Stream {
     }
 }
 
+/// Whether it says nothing of the listener: who came has gone, or the system is short of something.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNABORTED
+                | libc::EINTR
+                | libc::EMFILE
+                | libc::ENFILE
+                | libc::ENOBUFS
+                | libc::ENOMEM
+        )
+    )
+}
+
 /// Copies `frame` into `to`, if it fits.
 pub(super) fn scatter(frame: &[u8], to: &[VolatileSlice<'_>]) -> io::Result<()> {
     let room: usize = to.iter().map(VolatileSlice::len).sum();
@@ -370,4 +413,37 @@ pub(super) fn scatter(frame: &[u8], to: &[VolatileSlice<'_>]) -> io::Result<()> 
         rest = after;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes() {
+        for error in [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ECONNABORTED] {
+            assert!(is_passing(&io::Error::from_raw_os_error(error)), "{error}");
+        }
+        assert!(!is_passing(&io::Error::from_raw_os_error(libc::EINVAL)));
+    }
+
+    /// A connection that breaks within a frame ends, and the net with it where nobody can come.
+    #[test]
+    fn an_end_within_a_frame() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut stream = Stream::new(ours).unwrap();
+        let bytes = [1; 60_000];
+        while !stream.wants_room() {
+            let frame = Frame {
+                head: &bytes,
+                rest: &[],
+                offload: None,
+            };
+            stream.send(&frame).unwrap();
+        }
+        drop(theirs);
+        assert!(!stream.wants_room());
+        assert!(stream.socket.is_none());
+        assert!(stream.receive(&[]).is_err());
+    }
 }

@@ -309,8 +309,17 @@ impl Guest {
 
     /// Puts a frame into the ring, and does not serve.
     pub(super) fn put_frame(&mut self, frame: &[u8]) {
-        let prefix = Prefix::new(frame.len() as u32, &PacketInfo::default(), 0);
-        let message = [prefix.bytes(), frame].concat();
+        self.put_frames(&[frame.to_vec()]);
+    }
+
+    /// Puts a chain of frames into the ring, and does not serve.
+    pub(super) fn put_frames(&mut self, frames: &[Vec<u8>]) {
+        let mut message = Vec::new();
+        for frame in frames {
+            let prefix = Prefix::new(frame.len() as u32, &PacketInfo::default(), 0);
+            message.extend(prefix.bytes());
+            message.extend(frame);
+        }
         self.memory.write(SEND.1 * 4096 + 6144, &message).unwrap();
         let packet = in_section(1, message.len() as u32);
         let payload = Message::SendRndisPacket(packet).encode(self.version);

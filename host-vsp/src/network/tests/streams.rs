@@ -76,6 +76,47 @@ fn a_slow_reader_loses_nothing() {
     assert_eq!(received, expected);
 }
 
+/// Chains in whose middle the socket has no more room come out whole, and in order.
+#[test]
+fn a_slow_reader_of_chains() {
+    let (socket, mut reader) = UnixStream::pair().unwrap();
+    let mut guest = Guest::ready(Box::new(Stream::new(socket).unwrap()));
+    let chain = |n: usize| {
+        let frame = |at: usize| ethernet(MAC, 100 + (n * 37 + at * 101) % 600, (n + at) as u8);
+        (0..8).map(frame).collect::<Vec<_>>()
+    };
+    const CHAINS: usize = 200;
+    reader.set_nonblocking(true).unwrap();
+    let mut received: Vec<u8> = Vec::new();
+    let mut some = [0; 1000];
+    for n in 0..CHAINS {
+        guest.put_frames(&chain(n));
+        serve_until(&mut guest, |guest| {
+            let answered = guest.take_answer();
+            if !answered && let Ok(length) = reader.read(&mut some) {
+                received.extend(&some[..length]);
+            }
+            answered
+        });
+    }
+    assert_eq!(guest.counters.tx_lost.get(), 0);
+    let all = (0..CHAINS).flat_map(chain).map(|frame| 4 + frame.len());
+    let all = all.sum::<usize>();
+    serve_until(&mut guest, |_| {
+        if let Ok(length) = reader.read(&mut some) {
+            received.extend(&some[..length]);
+        }
+        received.len() >= all
+    });
+    let mut rest = &received[..];
+    for frame in (0..CHAINS).flat_map(chain) {
+        let length = (frame.len() as u32).to_be_bytes();
+        let (seen, after) = rest.split_at(4 + frame.len());
+        assert_eq!(seen, [&length[..], &frame].concat());
+        rest = after;
+    }
+}
+
 /// Frames that come in pieces, and a length that cannot be: the end of the cable.
 #[test]
 fn pieces_and_lies() {
