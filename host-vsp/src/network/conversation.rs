@@ -289,7 +289,9 @@ impl Conversation {
                 }
             }
             Request::Halt => {
-                self.end();
+                self.initialized = false;
+                self.reception = Arc::default();
+                self.told_plugged = None;
                 return Ok(());
             }
             Request::Query { id, oid, value: of } => {
@@ -318,7 +320,11 @@ impl Conversation {
                 Completion::Set { id, status }
             }
             Request::Reset => {
-                self.end();
+                // RNDIS goes on, and the guest, which is told so, sets addresses anew.
+                let reception = self.reception_mut();
+                reception.filter = 0;
+                reception.multicast.clear();
+                self.told_plugged = None;
                 Completion::Reset {
                     status: rndis_status::SUCCESS,
                     addressing: true,
@@ -332,13 +338,6 @@ impl Conversation {
         let mut bytes = [0; MAX_ANSWER];
         let encoded = completion.encode(&mut bytes).unwrap_or_default().to_vec();
         self.queue(encoded)
-    }
-
-    /// RNDIS ends, or begins anew.
-    fn end(&mut self) {
-        self.initialized = false;
-        self.reception = Arc::default();
-        self.told_plugged = None;
     }
 
     /// What the guest wants of frames, to be changed.

@@ -12,7 +12,8 @@ use vmbus_proto::rndis::MEDIUM_802_3;
 use vmbus_proto::rndis::ndis::{
     CONFIG_NETWORK_ADDRESS, CONFIG_STRING, ConfigParameter, ENCAPSULATION_ETHERNET, LinkSpeed,
     LinkState, ObjectHeader, Offload, OffloadParameters, RSS_HASH_TCP_IPV4, RSS_HASH_TCP_IPV6,
-    RSS_TABLE_ENTRIES, ReceiveScale, ReceiveScaleCapabilities, checksum, lso, object_type, wanted,
+    RSS_TABLE_ENTRIES, ReceiveScale, ReceiveScaleCapabilities, checksum, hash, lso, object_type,
+    wanted,
 };
 use vmbus_proto::rndis::oid::{self, FRIENDLY_NAME_SIZE, mac_option, packet_filter};
 use vmbus_proto::rndis::status;
@@ -306,7 +307,7 @@ impl Objects<'_> {
                 revision: 2,
                 size: (size_of::<ReceiveScaleCapabilities>() as u16).into(),
             },
-            flags: (RSS_HASH_TCP_IPV4 | RSS_HASH_TCP_IPV6).into(),
+            flags: (hash::TOEPLITZ | RSS_HASH_TCP_IPV4 | RSS_HASH_TCP_IPV6).into(),
             interrupts: queues.into(),
             queues: queues.into(),
             table_entries: (RSS_TABLE_ENTRIES as u16).into(),

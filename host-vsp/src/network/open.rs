@@ -13,7 +13,8 @@ pub(crate) fn parse_mac(text: &str) -> Result<Mac, String> {
     let mut mac = [0; 6];
     let mut pairs = text.split([':', '-']);
     for byte in &mut mac {
-        let pair = pairs.next().filter(|pair| pair.len() == 2);
+        let is_hex = |pair: &&str| pair.len() == 2 && pair.bytes().all(|b| b.is_ascii_hexdigit());
+        let pair = pairs.next().filter(is_hex);
         *byte = pair
             .and_then(|pair| u8::from_str_radix(pair, 16).ok())
             .ok_or_else(|| {
@@ -124,5 +125,30 @@ impl NetConfig {
             }
         };
         Ok(vec![backend])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        assert_eq!(
+            parse_mac("02:15:5d-00:fF:01"),
+            Ok([2, 0x15, 0x5d, 0, 0xff, 1])
+        );
+        for wrong in [
+            "",
+            "02:15:5d:00:00",
+            "02:15:5d:00:00:01:02",
+            "2:15:5d:00:00:01",
+            "02:15:5d:00:00:+1",
+            "02:15:5d:00:00:é",
+            "03:15:5d:00:00:01",
+            "00:00:00:00:00:00",
+        ] {
+            assert!(parse_mac(wrong).is_err(), "{wrong}");
+        }
     }
 }

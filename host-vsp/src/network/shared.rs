@@ -94,16 +94,29 @@ impl Shared {
         self.ports.get(usize::from(channel))
     }
 
-    /// Puts sections back that were taken of buffer `generation`.
-    pub(super) fn put_back(&self, generation: u32, sections: impl IntoIterator<Item = u32>) {
+    /// Puts sections back that channel `from` had taken of buffer `generation`, and calls those that
+    /// found none meanwhile.
+    pub(super) fn put_back(
+        &self,
+        from: u16,
+        generation: u32,
+        sections: impl IntoIterator<Item = u32>,
+    ) {
         let mut conversation = self.conversation();
         let Some(buffer) = &mut conversation.receive else {
             return;
         };
-        if buffer.sections.generation() == generation {
-            for index in sections {
-                buffer.sections.put_back(index);
-            }
+        if buffer.sections.generation() != generation {
+            return;
+        }
+        let mut any = false;
+        for index in sections {
+            buffer.sections.put_back(index);
+            any = true;
+        }
+        drop(conversation);
+        if any {
+            self.wake_starved(from);
         }
     }
 
@@ -154,9 +167,8 @@ impl Shared {
         drop(inbox);
         for frame in lost {
             port.counters.rx_lost.count();
-            self.put_back(frame.generation, [frame.index]);
+            self.put_back(channel, frame.generation, [frame.index]);
         }
-        self.wake_starved(channel);
     }
 }
 
@@ -199,4 +211,57 @@ impl Port {
 /// Nobody who holds a lock of these leaves something half done where it could panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use vmbus_proto::guid::Guid;
+    use vmbus_proto::netvsp::{Buffer, Message, Version};
+
+    use super::*;
+    use crate::network::backend::Loopback;
+
+    /// A channel that has found no section, because another one had them for a moment, is called.
+    #[test]
+    fn sections_that_come_back_unused() {
+        let config = Config {
+            instance: Guid::new(1, 2, 3, 4, 5),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            queues: 2,
+        };
+        let queue = || -> (Box<dyn Backend>, _) {
+            (
+                Box::new(Loopback::new(false).unwrap()),
+                QueueCounters::default(),
+            )
+        };
+        let queues = vec![queue(), queue()];
+        let shared = Shared::new(config, Cable::new().unwrap(), queues).unwrap();
+        let mut conversation = shared.conversation();
+        let version = Version::V6_1 as u32;
+        let buffer = Buffer {
+            gpadl: 1.into(),
+            id: 0xcafe.into(),
+            reserved: 0.into(),
+        };
+        for message in [
+            Message::Init(version, version),
+            Message::SendReceiveBuffer(buffer),
+        ] {
+            let _ = conversation.handle(message, &shared.config, |_| Some(1 << 20));
+        }
+        let sections = &mut conversation.receive.as_mut().unwrap().sections;
+        let generation = sections.generation();
+        let taken: Vec<u32> = std::iter::from_fn(|| sections.take_for_frame()).collect();
+        let port = shared.port(1).unwrap();
+        port.set_starved(true);
+        drop(conversation);
+        let is_called = || port.event.read().is_ok();
+        shared.put_back(0, generation, []);
+        shared.put_back(0, generation.wrapping_add(1), [taken[0]]);
+        assert!(!is_called());
+        shared.put_back(0, generation, taken);
+        assert!(is_called());
+    }
 }

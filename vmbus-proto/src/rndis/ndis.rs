@@ -293,8 +293,8 @@ const _: () = assert!(size_of::<OffloadEncapsulation>() == 28);
 pub struct ReceiveScaleCapabilities {
     /// Type [`RSS_CAPABILITIES`](object_type::RSS_CAPABILITIES), revision 2.
     pub header: ObjectHeader,
-    /// Kinds of hashes and of interrupts; hashes of TCP over IPv4 and IPv6:
-    /// [`RSS_HASH_TCP_IPV4`] and [`RSS_HASH_TCP_IPV6`].
+    /// The hash function ([`hash::TOEPLITZ`]), and kinds of hashes and of interrupts; hashes of TCP
+    /// over IPv4 and IPv6: [`RSS_HASH_TCP_IPV4`] and [`RSS_HASH_TCP_IPV6`].
     pub flags: U32,
     /// Interrupts.
     pub interrupts: U32,

@@ -3,7 +3,7 @@
 use vmbus_proto::netvsp::{Message, NO_SECTION, Version, status};
 use vmbus_proto::rndis::ndis::{Offload, OffloadParameters, wanted};
 use vmbus_proto::rndis::packet::{PacketInfo, Prefix, TxChecksum, Vlan, rx_checksum};
-use vmbus_proto::rndis::{oid, status as rndis_status};
+use vmbus_proto::rndis::{Request, oid, status as rndis_status};
 use zerocopy::IntoBytes as _;
 
 use super::guest::*;
@@ -108,6 +108,24 @@ fn filters() {
     // Nothing is wanted, and nothing is left for later.
     assert_eq!(seen(&mut guest, 0), [0; 0]);
     assert_eq!(seen(&mut guest, 1), [0]);
+}
+
+/// After a reset the guest sets its filter, and nothing else, to get frames again.
+#[test]
+fn resets() {
+    let (backend, net) = wire(false);
+    let mut guest = Guest::ready(backend);
+    guest.take_frames();
+    let answer = guest.control(&Request::Reset);
+    // Done, and addresses have to be set anew.
+    assert_eq!(answer[8..16], [0, 0, 0, 0, 1, 0, 0, 0]);
+    net.put(&ethernet(MAC, 60, 1));
+    guest.serve();
+    assert!(guest.take_frames().is_empty());
+    guest.set(oid::GEN_CURRENT_PACKET_FILTER, &9_u32.to_le_bytes());
+    net.put(&ethernet(MAC, 60, 2));
+    guest.serve();
+    assert_eq!(guest.take_frames()[0].0, ethernet(MAC, 60, 2));
 }
 
 /// Frames that are too long for the guest are lost; those behind them are not.

@@ -76,7 +76,7 @@ impl Network {
             }
             let memory = lent(&mut self.receive_memory, channel, gpadl).cloned();
             let Some(locked) = memory.as_ref().and_then(Lent::lock) else {
-                shared.put_back(generation, free);
+                shared.put_back(self.channel, generation, free);
                 return lost();
             };
             let mut place = Place {
@@ -107,7 +107,7 @@ impl Network {
                 }
             });
             drop(backend);
-            shared.put_back(generation, place.free);
+            shared.put_back(self.channel, generation, place.free);
             if !self.send_frames(channel, &mine)? {
                 return Ok(Ok(EventSet::empty()));
             }
