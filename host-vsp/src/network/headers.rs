@@ -25,9 +25,13 @@ const ETHERNET_ADDRESSES: usize = 12;
 /// Bytes of an Ethernet header.
 pub(super) const ETHERNET_HEADER: usize = 14;
 /// Bytes of a VLAN tag with its type.
-const TAG: usize = 4;
+pub(super) const TAG: usize = 4;
 /// The longest TCP header in bytes.
 const MAX_TCP_HEADER: usize = 60;
+
+/// The least payload of the segments that a frame is cut into, as Linux has it (`TCP_MIN_SND_MSS`).
+/// With less, one packet would keep the kernel for tens of thousands of segments.
+const MIN_SEGMENT: u16 = 48;
 
 const TYPE_IPV4: u16 = 0x0800;
 const TYPE_IPV6: u16 = 0x86dd;
@@ -116,7 +120,10 @@ fn cut(large: LargeSend, headers: &mut [u8], length: usize) -> Option<Offload> {
     if ipv6 != large.is_ipv6() || !large.is_version_2() {
         return None;
     }
-    let size = u16::try_from(large.mss()).ok().filter(|&size| size != 0)?;
+    let size = u16::try_from(large.mss()).ok()?;
+    if size < MIN_SEGMENT {
+        return None;
+    }
     let [offset] = bytes(headers, transport.checked_add(12)?)?;
     // Its upper half is the TCP header's length in words of four bytes.
     let tcp = usize::from(offset >> 4).checked_mul(4)?;
@@ -174,10 +181,17 @@ fn seed(
         return None;
     }
     let place = transport.checked_add(offset)?;
-    let covered = u32::try_from(length.checked_sub(transport)?).ok()?;
     if place.checked_add(2)? > length {
         return None;
     }
+    // A short frame may be padded: IP knows where the datagram ends.
+    let end = network_end(headers, network, ipv6)?;
+    let end = if end < place.checked_add(2)? {
+        length
+    } else {
+        end.min(length)
+    };
+    let covered = u32::try_from(end.checked_sub(transport)?).ok()?;
     let (at, addresses) = if ipv6 { (8, 32) } else { (12, 8) };
     let at = network.checked_add(at)?;
     let addresses = headers.get(at..at.checked_add(addresses)?)?;
@@ -186,6 +200,13 @@ fn seed(
     sum.add(&u32::from(protocol).to_be_bytes());
     sum.add(&covered.to_be_bytes());
     set(headers, place, sum.fold())
+}
+
+/// Where the datagram whose header is at `network` ends, as that says.
+fn network_end(headers: &[u8], network: usize, ipv6: bool) -> Option<usize> {
+    let (at, before) = if ipv6 { (4, 40) } else { (2, 0) };
+    let length = u16::from_be_bytes(bytes(headers, network.checked_add(at)?)?);
+    network.checked_add(before)?.checked_add(length.into())
 }
 
 /// Bytes of the IPv4 header at `network`.

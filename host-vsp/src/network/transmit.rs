@@ -14,30 +14,35 @@ use zerocopy::FromBytes as _;
 use super::adapter::QueueCounters;
 use super::backend::{Backend, Frame};
 use super::gather::Gather;
-use super::headers::{self, ETHERNET_HEADER, Wish};
+use super::headers::{self, ETHERNET_HEADER, TAG, Wish};
 
 /// Bytes of a message that are copied to read its headers: RNDIS's, and a list longer than any
 /// guest's.
 const BEGINNING: usize = 512;
 
-/// The longest frame, headers included.
-const MAX_FRAME: usize = 65_550;
+/// The longest frame that the net is to cut, headers included.
+const MAX_LARGE_FRAME: usize = 65_550;
 
 /// A message that cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Refused;
 
+/// What frames are sent to, and how.
+pub(super) struct Way<'a> {
+    pub(super) backend: &'a mut dyn Backend,
+    /// What a frame may have beside its Ethernet header and a tag, unless the net cuts it.
+    pub(super) mtu: u32,
+    /// All are lost where they are not.
+    pub(super) plugged: bool,
+    pub(super) counters: &'a QueueCounters,
+}
+
 /// Sends the frames in `message`, a chain of RNDIS messages. Those before one that cannot be are
-/// sent. While `plugged` is false, all are lost.
+/// sent.
 ///
 /// # Errors
 /// A message or a frame cannot be.
-pub(super) fn send(
-    backend: &mut dyn Backend,
-    message: &Gather<'_>,
-    plugged: bool,
-    counters: &QueueCounters,
-) -> Result<(), Refused> {
+pub(super) fn send(mut way: Way<'_>, message: &Gather<'_>) -> Result<(), Refused> {
     let mut at = 0_usize;
     // Each step takes a header at least, so that this ends.
     while at < message.len() {
@@ -58,14 +63,8 @@ pub(super) fn send(
         message.copy(body, beginning).ok_or(Refused)?;
         let packet = Packet::parse(beginning, body_length).map_err(|_| Refused)?;
         let frame = body.checked_add(packet.data_offset).ok_or(Refused)?;
-        send_frame(
-            backend,
-            message,
-            (frame, packet.data_length),
-            &packet.info,
-            plugged,
-            counters,
-        )?;
+        let place = (frame, packet.data_length);
+        send_frame(&mut way, message, place, &packet.info)?;
         at = end;
     }
     Ok(())
@@ -73,17 +72,19 @@ pub(super) fn send(
 
 /// Sends the frame of `length` bytes at `at`.
 fn send_frame(
-    backend: &mut dyn Backend,
+    way: &mut Way<'_>,
     message: &Gather<'_>,
     (at, length): (usize, usize),
     info: &PacketInfo,
-    plugged: bool,
-    counters: &QueueCounters,
 ) -> Result<(), Refused> {
-    if !(ETHERNET_HEADER..=MAX_FRAME).contains(&length) {
+    let wish = wish(info);
+    let longest = match wish {
+        Some(Wish::Segments(_)) => MAX_LARGE_FRAME,
+        _ => (way.mtu as usize).saturating_add(ETHERNET_HEADER + TAG),
+    };
+    if !(ETHERNET_HEADER..=longest).contains(&length) {
         return Err(Refused);
     }
-    let wish = wish(info);
     let copied = match (wish, info.vlan) {
         (Some(wish), _) => wish.header_bytes(),
         (None, Some(_)) => ETHERNET_HEADER,
@@ -93,7 +94,7 @@ fn send_frame(
     message.copy(at, &mut head).ok_or(Refused)?;
     let mut offload = match wish {
         // A guest asks for what the adapter has not said it does.
-        Some(_) if !backend.features().offload => return Err(Refused),
+        Some(_) if !way.backend.features().offload => return Err(Refused),
         Some(wish) => wish.prepare(&mut head, length).ok_or(Refused)?,
         None => None,
     };
@@ -106,8 +107,8 @@ fn send_frame(
             None => None,
         };
     }
-    if !plugged {
-        counters.tx_lost.count();
+    if !way.plugged {
+        way.counters.tx_lost.count();
         return Ok(());
     }
     let rest = message.part(rest_at, rest_length).ok_or(Refused)?;
@@ -116,14 +117,14 @@ fn send_frame(
         rest: &rest,
         offload,
     };
-    match backend.send(&frame) {
+    match way.backend.send(&frame) {
         Ok(()) => {
-            counters.tx_frames.count();
-            counters.tx_bytes.add(length as u64);
+            way.counters.tx_frames.count();
+            way.counters.tx_bytes.add(length as u64);
         }
         Err(error) => {
             tracing::debug!(%error, length, "a frame is lost");
-            counters.tx_lost.count();
+            way.counters.tx_lost.count();
         }
     }
     Ok(())

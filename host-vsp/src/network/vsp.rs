@@ -14,6 +14,7 @@
 
 mod frames;
 mod packets;
+mod patience;
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,6 +28,7 @@ use vmbus_proto::packet::Outgoing;
 use vmbus_proto::ring::SendError;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use self::patience::Patience;
 use super::adapter::{Cable, Config, QueueCounters};
 use super::backend::Backend;
 use super::conversation::Conversation;
@@ -42,22 +44,32 @@ const LONGEST_PACKET: usize = u16::MAX as usize * 8;
 /// Packets, and batches of frames, before the guest is told of them.
 const ROUND: usize = 64;
 
+/// Bytes of frames of the guest before it is told of them, about: as much as takes a moment.
+const ROUND_BYTES: usize = 1 << 20;
+
 /// One channel of a network adapter: the first, or a sub-channel, which carries frames only.
 pub struct Network {
     shared: Arc<Shared>,
     /// Its number.
     channel: u16,
-    /// The cable's event, other channels' and, where frames are wanted, the net's.
+    /// The cable's event, other channels', that of `patience` and, where something is wanted of it,
+    /// the net's.
     epoll: Epoll,
     net: Option<RawFd>,
-    /// What of the net the epoll waits for.
+    /// What of the net the epoll waits for. Where that is nothing, it is not in there: an error would
+    /// be an event all the time.
     watched: EventSet,
     /// Frames may come: off the net, and from other channels.
     active: bool,
     /// The net is gone: it is as if the cable were pulled.
     gone: bool,
+    patience: Patience,
+    /// The net has been full for too long: frames for it are lost.
+    losing: bool,
     /// Where packets are copied to.
     packet: Vec<u8>,
+    /// Bytes of frames that were taken in this round.
+    taken: usize,
     /// Completions that wait for room in the ring, with their transaction ids.
     completions: VecDeque<(u64, Vec<u8>)>,
     /// A packet that the ring had no room for.
@@ -107,10 +119,9 @@ impl Network {
         let port = shared.port(channel).ok_or(io::ErrorKind::Unsupported)?;
         let event = EpollEvent::new(EventSet::IN, 0);
         epoll.ctl(ControlOperation::Add, port.event(), event)?;
+        let patience = Patience::new()?;
+        epoll.ctl(ControlOperation::Add, patience.event(), event)?;
         let net = port.backend().event();
-        if let Some(fd) = net.filter(|_| channel == 0) {
-            epoll.ctl(ControlOperation::Add, fd, EpollEvent::default())?;
-        }
         Ok(Self {
             shared,
             channel,
@@ -119,7 +130,10 @@ impl Network {
             watched: EventSet::empty(),
             active: false,
             gone: false,
+            patience,
+            losing: false,
             packet: vec![0; LONGEST_PACKET],
+            taken: 0,
             completions: VecDeque::new(),
             batch: None,
             receive_memory: None,
@@ -156,19 +170,11 @@ impl Network {
     /// Has frames come out of a sub-channel's queue, or of others. One that stands still is not
     /// waited for: a tap would say nothing, then and later.
     fn move_queue(&mut self, active: bool) -> io::Result<()> {
-        let Some(port) = self.shared.port(self.channel) else {
-            return Ok(());
-        };
-        let event = EpollEvent::default();
-        if let Some(fd) = self.net.filter(|_| !active && !self.gone) {
-            self.epoll.ctl(ControlOperation::Delete, fd, event)?;
+        self.watch(EventSet::empty());
+        match self.shared.port(self.channel) {
+            Some(port) => port.backend().set_active(active),
+            None => Ok(()),
         }
-        self.watched = EventSet::empty();
-        port.backend().set_active(active)?;
-        if let Some(fd) = self.net.filter(|_| active && !self.gone) {
-            self.epoll.ctl(ControlOperation::Add, fd, event)?;
-        }
-        Ok(())
     }
 
     /// Waits for `events` of the net.
@@ -179,8 +185,15 @@ impl Network {
         let Some(fd) = self.net else {
             return;
         };
+        let operation = if events.is_empty() {
+            ControlOperation::Delete
+        } else if self.watched.is_empty() {
+            ControlOperation::Add
+        } else {
+            ControlOperation::Modify
+        };
         let event = EpollEvent::new(events, 1);
-        match self.epoll.ctl(ControlOperation::Modify, fd, event) {
+        match self.epoll.ctl(operation, fd, event) {
             Ok(()) => self.watched = events,
             Err(error) => tracing::warn!(%error, "the net cannot be waited for"),
         }
@@ -338,13 +351,16 @@ impl Vsp for Network {
         let plugged = self.is_plugged();
         let mut room = true;
         let mut drained = false;
+        self.taken = 0;
         let mut net_is_full = port.backend().wants_room();
+        self.losing = self.patience.is_over(net_is_full);
         for _ in 0..ROUND {
             if self.channel == 0 {
                 shared.conversation().tell_plugged(plugged);
             }
             room = self.send_waiting(channel)?;
-            if !room || net_is_full {
+            let waits = net_is_full && !self.losing;
+            if !room || waits || self.taken >= ROUND_BYTES {
                 break;
             }
             if !self.take_packet(channel)? {
@@ -352,6 +368,7 @@ impl Vsp for Network {
                 break;
             }
             net_is_full = port.backend().wants_room();
+            self.losing = self.patience.is_over(net_is_full);
         }
         room = room && self.send_waiting(channel)? && self.send_inbox(channel)?;
         let partial_checksums = shared.conversation().reception.checksum;
@@ -366,7 +383,8 @@ impl Vsp for Network {
         };
         if net_is_full {
             events |= EventSet::IN;
-        } else if room && !drained {
+        }
+        if room && !drained && (!net_is_full || self.losing) {
             // There may be more packets: come back when the guest has been told of these.
             port.call();
         }

@@ -1,7 +1,8 @@
 //! passt: a net for everybody, without root and without anything to set up.
 //!
 //! passt translates what the guest sends into sockets of its own, so that the guest seems to be the
-//! host. It runs beside us, started here, and ends when its socket closes.
+//! host. It runs beside us, started here, and ends when its socket closes. By the gateway's address
+//! the guest reaches what listens on the host's loopback, which is how it finds a resolver there.
 
 use std::fmt;
 use std::io;

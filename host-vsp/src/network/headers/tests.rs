@@ -95,6 +95,21 @@ fn checksums_come_out_right() {
     }
 }
 
+/// A frame that is filled up to Ethernet's shortest: what fills it is no part of the segment.
+#[test]
+fn padded_frames() {
+    for ipv6 in [false, true] {
+        let (mut frame, transport) = frame(ipv6, true, 0, 1);
+        let whole = frame.len();
+        frame.resize(whole + 17, 0);
+        let wish = Wish::Checksum(TxChecksum::new(TxChecksum::UDP, transport as u16));
+        let length = frame.len();
+        let offload = wish.prepare(&mut frame, length).unwrap().unwrap();
+        complete(&mut frame, offload.checksum);
+        assert!(is_right(&frame[..whole], transport, ipv6, 17));
+    }
+}
+
 /// As Linux leaves a large frame: no IPv4 length, no IPv4 checksum, a seed without a length.
 #[test]
 fn large_frames_are_made_whole() {
@@ -144,21 +159,23 @@ fn large_frames_that_cannot_be() {
         wish.prepare(&mut frame[..copied], length)
     };
     let large = |mss, transport| LargeSend::new(mss, transport, false);
-    assert!(try_to(large(10, transport as u16), |_| {}).is_some());
-    // No segment size, one that no header can say, no version, another kind of IP.
+    assert!(try_to(large(48, transport as u16), |_| {}).is_some());
+    // No segment size, one that keeps the net for long, one that no header can say, no version,
+    // another kind of IP.
     assert_eq!(try_to(large(0, 34), |_| {}), None);
+    assert_eq!(try_to(large(47, 34), |_| {}), None);
     assert_eq!(try_to(large(65_536, 34), |_| {}), None);
-    assert_eq!(try_to(LargeSend(10 | 34 << 20), |_| {}), None);
-    assert_eq!(try_to(LargeSend::new(10, 34, true), |_| {}), None);
+    assert_eq!(try_to(LargeSend(48 | 34 << 20), |_| {}), None);
+    assert_eq!(try_to(LargeSend::new(48, 34, true), |_| {}), None);
     // TCP within IP, beyond the frame, beyond everything.
     for transport in [0, 14, 33, 166, 0x3ff] {
-        assert_eq!(try_to(large(10, transport), |_| {}), None, "{transport}");
+        assert_eq!(try_to(large(48, transport), |_| {}), None, "{transport}");
     }
     // A TCP header of no words, of more than there is; an IPv4 header of none.
-    assert_eq!(try_to(large(10, 34), |frame| frame[46] = 0x40), None);
-    assert_eq!(try_to(large(10, 34), |frame| frame.truncate(66)), None);
-    assert_eq!(try_to(large(10, 34), |frame| frame[14] = 0x40), None);
-    assert_eq!(try_to(large(10, 34), |frame| frame[12] = 0x99), None);
+    assert_eq!(try_to(large(48, 34), |frame| frame[46] = 0x40), None);
+    assert_eq!(try_to(large(48, 34), |frame| frame.truncate(66)), None);
+    assert_eq!(try_to(large(48, 34), |frame| frame[14] = 0x40), None);
+    assert_eq!(try_to(large(48, 34), |frame| frame[12] = 0x99), None);
 }
 
 #[test]

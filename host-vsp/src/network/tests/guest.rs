@@ -1,11 +1,8 @@
 //! A guest played by hand: both rings and both buffers over plain memory, no driver.
 
-use std::collections::VecDeque;
-use std::io;
-use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmbus_proto::gpa::GpaRangeWriter;
 use vmbus_proto::guid::Guid;
 use vmbus_proto::netvsp::{
@@ -16,14 +13,17 @@ use vmbus_proto::packet::{Outgoing, PacketKind};
 use vmbus_proto::ring::{Consumer, Producer};
 use vmbus_proto::rndis::packet::{Packet, PacketInfo, Prefix};
 use vmbus_proto::rndis::{self, Completion, Request, oid};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::memory::GuestMemory;
-use crate::network::backend::{Backend, Features, Frame, Loopback, Offload, Received};
+use crate::network::backend::{Backend, Loopback};
 use crate::network::{Cable, Config, Mac, Network, QueueCounters};
 use crate::vmbus::channel::{Channel, ChannelError};
 use crate::vmbus::lent::LentTable;
 use crate::vmbus::ring_memory::GuestRing;
 use crate::vsp::Vsp;
+
+pub(super) use super::wire::{Ended, Wire, wire};
 
 /// Where frames and lies may be: RAM from here to the end.
 pub(super) const SCRATCH: u64 = 12 << 20;
@@ -276,6 +276,19 @@ impl Guest {
         packet: SendRndisPacket,
         ranges: &[(u32, u32, Vec<u64>)],
     ) -> u32 {
+        let id = self.put_rndis(packet, ranges);
+        match self.answer_to(id) {
+            Message::SendRndisPacketComplete(status) => status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Puts RNDIS into the ring as `packet` and ranges describe it, and does not serve.
+    pub(super) fn put_rndis(
+        &mut self,
+        packet: SendRndisPacket,
+        ranges: &[(u32, u32, Vec<u64>)],
+    ) -> u64 {
         let mut buffer = vec![0; 64 * 1024];
         let payload = Message::SendRndisPacket(packet).encode(self.version);
         let id = self.id();
@@ -292,11 +305,8 @@ impl Guest {
             }
             Outgoing::gpa_direct(id, writer.finish(), &payload)
         };
-        let _ = self.to_host.send(&outgoing).unwrap();
-        match self.answer_to(id) {
-            Message::SendRndisPacketComplete(status) => status,
-            other => panic!("{other:?}"),
-        }
+        self.put(&outgoing);
+        id
     }
 
     /// Sends a frame by a section of the send buffer; the status.
@@ -314,17 +324,9 @@ impl Guest {
 
     /// Puts a chain of frames into the ring, and does not serve.
     pub(super) fn put_frames(&mut self, frames: &[Vec<u8>]) {
-        let mut message = Vec::new();
-        for frame in frames {
-            let prefix = Prefix::new(frame.len() as u32, &PacketInfo::default(), 0);
-            message.extend(prefix.bytes());
-            message.extend(frame);
-        }
+        let message = chain(frames);
         self.memory.write(SEND.1 * 4096 + 6144, &message).unwrap();
-        let packet = in_section(1, message.len() as u32);
-        let payload = Message::SendRndisPacket(packet).encode(self.version);
-        let id = self.id();
-        self.put(&Outgoing::in_band(id, &payload, true));
+        self.put_rndis(in_section(1, message.len() as u32), &[]);
     }
 
     /// Takes the answer to [`put_frame`](Self::put_frame), if it is there.
@@ -374,6 +376,17 @@ impl Guest {
                 other => self.early.push(other),
             }
         }
+    }
+
+    /// Whether the worker is called by something besides the ring.
+    pub(super) fn is_called(&self) -> bool {
+        let Some(fd) = self.vsp.event() else {
+            return false;
+        };
+        let epoll = Epoll::new().unwrap();
+        let event = EpollEvent::new(EventSet::IN, 0);
+        epoll.ctl(ControlOperation::Add, fd, event).unwrap();
+        epoll.wait(0, &mut [EpollEvent::default()]).unwrap() == 1
     }
 
     /// What a worker does once: serve, and give the ring's room back.
@@ -500,69 +513,6 @@ pub(super) fn loopback(offload: bool) -> (Box<dyn Backend>, Loopback) {
     (Box::new(net.clone()), net)
 }
 
-/// A net at which the test is the other end: what the guest sends, and what is sent to it.
-#[derive(Clone)]
-pub(super) struct Wire {
-    offload: bool,
-    sent: Arc<Mutex<VecDeque<Sent>>>,
-    to_guest: Loopback,
-}
-
-/// A frame, and what was to be done to it.
-type Sent = (Vec<u8>, Option<Offload>);
-
-impl Wire {
-    /// Sends a frame to the guest.
-    pub(super) fn put(&self, frame: &[u8]) {
-        self.to_guest.put(frame);
-    }
-
-    /// Takes the oldest frame that the guest has sent.
-    pub(super) fn take(&self) -> Option<Sent> {
-        self.sent.lock().unwrap().pop_front()
-    }
-}
-
-impl Backend for Wire {
-    fn features(&self) -> Features {
-        Features {
-            offload: self.offload,
-        }
-    }
-
-    fn event(&self) -> Option<RawFd> {
-        self.to_guest.event()
-    }
-
-    fn wants_room(&mut self) -> bool {
-        false
-    }
-
-    fn send(&mut self, frame: &Frame<'_>) -> io::Result<()> {
-        let mut bytes = frame.head.to_vec();
-        for piece in frame.rest {
-            let at = bytes.len();
-            bytes.resize(at + piece.len(), 0);
-            piece.read_slice(&mut bytes[at..], 0).unwrap();
-        }
-        self.sent.lock().unwrap().push_back((bytes, frame.offload));
-        Ok(())
-    }
-
-    fn receive(&mut self, to: &[VolatileSlice<'_>]) -> io::Result<Option<Received>> {
-        self.to_guest.receive(to)
-    }
-}
-
-pub(super) fn wire(offload: bool) -> (Box<dyn Backend>, Wire) {
-    let net = Wire {
-        offload,
-        sent: Arc::default(),
-        to_guest: Loopback::new(false).unwrap(),
-    };
-    (Box::new(net.clone()), net)
-}
-
 pub(super) fn receive_buffer() -> Buffer {
     Buffer {
         gpadl: RECEIVE.0.into(),
@@ -585,6 +535,17 @@ pub(super) fn in_section(index: u32, size: u32) -> SendRndisPacket {
         section_index: index.into(),
         section_size: size.into(),
     }
+}
+
+/// A message of several frames.
+pub(super) fn chain(frames: &[Vec<u8>]) -> Vec<u8> {
+    let mut message = Vec::new();
+    for frame in frames {
+        let prefix = Prefix::new(frame.len() as u32, &PacketInfo::default(), 0);
+        message.extend(prefix.bytes());
+        message.extend(frame);
+    }
+    message
 }
 
 /// The frame in a message.

@@ -148,6 +148,21 @@ fn large_sends_that_cannot_be() {
     assert!(net.take().is_none());
 }
 
+/// Only what the net is to cut may be longer than a frame.
+#[test]
+fn frames_too_long() {
+    let (backend, net) = wire(true);
+    let mut guest = Guest::ready(backend);
+    for (length, outcome) in [
+        (1518, status::SUCCESS),
+        (1519, status::INVALID_RNDIS_PACKET),
+    ] {
+        let frame = ethernet(TO, length, 0);
+        assert_eq!(guest.send(&frame, &PacketInfo::default()), outcome);
+        assert_eq!(net.take().is_some(), outcome == status::SUCCESS);
+    }
+}
+
 /// Completions of packets that the guest does not have, or twice.
 #[test]
 fn completions_of_nothing() {

@@ -5,3 +5,4 @@ mod guest;
 mod lies;
 mod streams;
 mod truths;
+mod wire;

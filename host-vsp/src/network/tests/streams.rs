@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use vmbus_proto::netvsp::status;
 use vmbus_proto::rndis::packet::PacketInfo;
-use vmbus_proto::rndis::status as rndis_status;
+use vmbus_proto::rndis::{oid, status as rndis_status};
 
 use super::guest::*;
 use crate::network::backend::{
@@ -115,6 +115,33 @@ fn a_slow_reader_of_chains() {
         assert_eq!(seen, [&length[..], &frame].concat());
         rest = after;
     }
+}
+
+/// A reader that takes nothing at all does not keep the guest from being heard.
+#[test]
+fn a_reader_that_has_stopped() {
+    let (socket, _reader) = UnixStream::pair().unwrap();
+    let mut guest = Guest::ready(Box::new(Stream::new(socket).unwrap()));
+    guest.take_frames();
+    let frame = ethernet(MAC, 1514, 1);
+    loop {
+        guest.put_frame(&frame);
+        guest.serve();
+        if !guest.take_answer() {
+            break;
+        }
+    }
+    assert_eq!(guest.counters.tx_lost.get(), 0);
+    let begin = Instant::now();
+    while !guest.is_called() {
+        assert!(begin.elapsed() < DEADLINE);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    guest.serve();
+    assert!(guest.take_answer());
+    assert_eq!(guest.counters.tx_lost.get(), 1);
+    assert!(guest.query(oid::GEN_LINK_SPEED, &[]).is_ok());
+    assert!(!guest.is_called());
 }
 
 /// Frames that come in pieces, and a length that cannot be: the end of the cable.

@@ -1,6 +1,6 @@
 //! What a guest that keeps to the protocol sees.
 
-use vmbus_proto::netvsp::{Message, NO_SECTION, Version, status};
+use vmbus_proto::netvsp::{Message, NO_SECTION, SendRndisPacket, Version, rndis_channel, status};
 use vmbus_proto::rndis::ndis::{Offload, OffloadParameters, wanted};
 use vmbus_proto::rndis::packet::{PacketInfo, Prefix, TxChecksum, Vlan, rx_checksum};
 use vmbus_proto::rndis::{Request, oid, status as rndis_status};
@@ -40,7 +40,9 @@ fn frames_go_both_ways_with_every_version() {
 #[test]
 fn frames_in_sections_and_pages() {
     let (backend, net) = wire(false);
-    let mut guest = Guest::ready(backend);
+    let mut guest = Guest::with_rings(backend, config(9000), 16);
+    guest.negotiate(Version::V6_1);
+    guest.begin();
     let frame = ethernet([2, 0, 0, 0, 0, 1], 5000, 3);
     let prefix = Prefix::new(5000, &PacketInfo::default(), 0);
     guest.memory.write(SEND.1 * 4096, prefix.bytes()).unwrap();
@@ -173,6 +175,40 @@ fn sections_run_out_and_come_back() {
     // As many as there are sections, and then the rest.
     let more = guest.take_frames().len() + guest.take_frames().len();
     assert_eq!(more, 600 - count);
+}
+
+/// Much at once is taken in rounds, and the worker called for the next one.
+#[test]
+fn rounds_end() {
+    let (backend, _net) = wire(false);
+    let mut guest = Guest::ready(backend);
+    guest.take_frames();
+    let frames: Vec<_> = (0..80).map(|n| ethernet(MAC, 1400, n)).collect();
+    let message = chain(&frames);
+    guest.memory.write(SCRATCH, &message).unwrap();
+    let pages = (0..message.len() as u64).step_by(4096);
+    let pages: Vec<u64> = pages.map(|at| (SCRATCH + at) / 4096).collect();
+    let packet = SendRndisPacket::without_section(rndis_channel::DATA);
+    for _ in 0..20 {
+        guest.put_rndis(packet, &[(message.len() as u32, 0, pages.clone())]);
+    }
+    let mut answers = Vec::new();
+    while answers.iter().sum::<usize>() < 20 {
+        assert!(answers.is_empty() || guest.is_called());
+        guest.serve();
+        answers.push(std::iter::from_fn(|| guest.take_answer().then_some(())).count());
+    }
+    assert_eq!(answers, [10, 10]);
+    assert_eq!(guest.counters.tx_frames.get(), 1600);
+}
+
+/// A net that is gone is no event while nothing of it is wanted.
+#[test]
+fn a_net_that_ends_unwatched() {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    drop(theirs);
+    let guest = Guest::new(Box::new(Ended(ours)));
+    assert!(!guest.is_called());
 }
 
 /// The ring to the guest is full for a while.

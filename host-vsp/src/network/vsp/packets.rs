@@ -17,7 +17,7 @@ use super::super::adapter::QueueCounters;
 use super::super::conversation::MAX_TRANSFER;
 use super::super::gather::Gather;
 use super::super::objects::Objects;
-use super::super::transmit;
+use super::super::transmit::{self, Way};
 use super::{Network, lent};
 use crate::vmbus::channel::{Channel, ChannelError};
 use crate::vmbus::lent::Lent;
@@ -131,8 +131,14 @@ impl Network {
             return Ok(status::INVALID_RNDIS_PACKET);
         }
         let sent = if message.channel.get() == rndis_channel::DATA {
-            let plugged = self.is_plugged();
-            transmit::send(&mut **port.backend(), &gather, plugged, &port.counters).is_ok()
+            self.taken = self.taken.saturating_add(gather.len());
+            let way = Way {
+                backend: &mut **port.backend(),
+                mtu: shared.config.mtu,
+                plugged: self.is_plugged() && !self.losing,
+                counters: &port.counters,
+            };
+            transmit::send(way, &gather).is_ok()
         } else {
             self.channel == 0 && self.control(&gather, &port.counters)?
         };
