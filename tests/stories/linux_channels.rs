@@ -103,7 +103,9 @@ fn comes_and_goes(
     let name = name(linux, serial)?;
     same_content(story, linux, &name, "hot.img")?;
     ctl.call(&["remove-device", removed])?;
-    linux.sh(&format!("disk '{serial}' gone && [ ! -e /dev/{name} ]"))?;
+    linux.sh(&format!("disk '{serial}' gone"))?;
+    // Its node goes a moment after what is below `/sys`.
+    linux.wait(&format!("! -e /dev/{name}"))?;
     Ok(())
 }
 
