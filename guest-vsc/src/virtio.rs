@@ -11,10 +11,10 @@
 //!
 //! struct KernelHal;
 //! # unsafe impl virtio_drivers::Hal for KernelHal {
-//! #     fn dma_alloc(_: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) { todo!() }
-//! #     unsafe fn dma_dealloc(_: PhysAddr, _: NonNull<u8>, _: usize) -> i32 { todo!() }
-//! #     unsafe fn mmio_phys_to_virt(_: PhysAddr, _: usize) -> NonNull<u8> { todo!() }
-//! #     unsafe fn share(_: NonNull<[u8]>, _: BufferDirection) -> PhysAddr { todo!() }
+//! #     fn dma_alloc(_: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) { unreachable!() }
+//! #     unsafe fn dma_dealloc(_: PhysAddr, _: NonNull<u8>, _: usize) -> i32 { unreachable!() }
+//! #     unsafe fn mmio_phys_to_virt(_: PhysAddr, _: usize) -> NonNull<u8> { unreachable!() }
+//! #     unsafe fn share(_: NonNull<[u8]>, _: BufferDirection) -> PhysAddr { unreachable!() }
 //! #     unsafe fn unshare(_: PhysAddr, _: NonNull<[u8]>, _: BufferDirection) {}
 //! # }
 //! # mod memory { pub fn phys_of(_: *mut u8) -> u64 { 0 } }

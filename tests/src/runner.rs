@@ -66,7 +66,7 @@ pub fn run(topics: &[Topic]) -> ExitCode {
             pool.deaths()
         );
     }
-    // A soak tells other stories than the test command, whose record this is.
+    // The record is the test command's; a soak may take days, and proves nothing else.
     if !story::is_soak() && !arguments.list {
         let told = std::mem::take(&mut *told.lock().unwrap_or_else(PoisonError::into_inner));
         if let Err(error) = Record::update(all, &told.names, told.passed) {

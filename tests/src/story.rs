@@ -253,7 +253,7 @@ impl Story {
     }
 }
 
-/// Whether long counts, and the stories that take long, are asked for.
+/// Whether long counts are asked for.
 pub fn is_soak() -> bool {
     env::var_os("VMBUS_SOAK").is_some_and(|value| !value.is_empty())
 }

@@ -36,8 +36,8 @@ pub(crate) const STORIES: &[Entry] = &[
 
 /// What Linux says at 2.4, where no host has known of backups: it has no use for that service.
 const NO_BACKUP: &[&str] = &[
-    "not supported on this host version",
-    "probe failed for device",
+    "'Backup (volume snapshot)' not supported on this host version",
+    "probe failed for device 2450ee40-33bf-4fbd-892e-9fb06e9214cf",
 ];
 
 fn limited(story: &mut Story, major: u32, minor: u32, feature: Feature) -> anyhow::Result<()> {

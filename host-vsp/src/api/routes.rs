@@ -380,11 +380,13 @@ async fn set_link(vm: Machine, body: Body) -> Response {
 }
 
 /// Removes a disk, a controller with its disks, or a network adapter, and tells the guest. When
-/// this is answered, what the guest wrote is in the image, and the image is free.
+/// this is answered, what the guest wrote is in the image, and the image is free. A controller goes
+/// when the guest has let go of its disks, which takes some seconds.
 #[utoipa::path(put, path = "/vm.remove-device", request_body = RemoveDevice, responses(
     (status = 204, description = "It is gone."),
     (status = 400, body = Problem),
     (status = 404, body = Problem, description = "There is no such device."),
+    (status = 409, body = Problem, description = "It is a controller, and the machine is paused."),
 ))]
 async fn remove_device(vm: Machine, body: Body) -> Response {
     match parse::<RemoveDevice>(body) {
