@@ -84,6 +84,7 @@ features! {
     Iperf: "TCP both ways, 1 and 8 streams",
     Mtu9000: "MTU of 9000 end to end",
     Offloads: "checksum and segmentation offloads",
+    JoinedSegments: "TCP segments joined on the way to the guest, as it wants (RSC)",
     ChecksumsInSoftware: "right checksums with all offloads off",
     NetQueues: "network sub-channels, with traffic on each",
     LinkState: "sees the network link go down and up",

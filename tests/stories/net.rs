@@ -17,7 +17,7 @@ pub(crate) const HOST: &str = "10.7.0.1";
 pub(crate) const GUEST: &str = "10.7.0.7";
 
 /// Bytes of a transfer.
-const BYTES: u64 = 8 << 20;
+const BYTES: u64 = 4 << 20;
 
 /// For one transfer.
 pub(crate) const TRANSFER: Duration = Duration::from_secs(120);
@@ -105,6 +105,14 @@ impl<'a> Tap<'a> {
         let path = format!("/sys/class/net/{TAP}/statistics/{name}");
         Ok(on_host(self.story, &format!("cat {path}"))?.parse()?)
     }
+}
+
+/// What the host has lost on the way to the tap, for a failure; and how long its queue is.
+pub(crate) fn tap_losses(story: &Story) -> anyhow::Result<String> {
+    let line = format!(
+        "cd /sys/class/net/{TAP}; grep . statistics/*dropped statistics/*errors tx_queue_len"
+    );
+    on_host(story, &line)
 }
 
 impl Drop for Tap<'_> {

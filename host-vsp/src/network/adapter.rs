@@ -51,6 +51,8 @@ pub struct QueueCounters {
     pub rx_frames: Counter,
     /// Their bytes.
     pub rx_bytes: Counter,
+    /// Those of them that the guest got in pieces, their segments joined.
+    pub rx_joined: Counter,
     /// Frames that the guest did not want.
     pub rx_filtered: Counter,
     /// Frames lost: they were too long, or the guest had no buffer for them.
@@ -68,6 +70,7 @@ impl QueueCounters {
             tx_refused: counter("tx_refused"),
             rx_frames: counter("rx_frames"),
             rx_bytes: counter("rx_bytes"),
+            rx_joined: counter("rx_joined"),
             rx_filtered: counter("rx_filtered"),
             rx_lost: counter("rx_lost"),
         }

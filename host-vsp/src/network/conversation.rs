@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vmbus_proto::netvsp::{
-    Buffer, Encoded, Message, NO_SECTION, SUB_CHANNEL_ALLOCATE, Sections as Groups, Version, status,
+    Buffer, Encoded, Message, NO_SECTION, SUB_CHANNEL_ALLOCATE, Sections as Groups, Version,
+    capability, status,
 };
 use vmbus_proto::rndis::packet::MAX_PREFIX;
 use vmbus_proto::rndis::{
@@ -97,8 +98,28 @@ pub(super) struct Reception {
     pub(super) multicast: Vec<Mac>,
     /// It looks at what we say of their checksums.
     pub(super) checksum: bool,
+    /// It takes joined segments of TCP over IPv4.
+    pub(super) joined_ipv4: bool,
+    /// The same over IPv6.
+    pub(super) joined_ipv6: bool,
     /// On which channel.
     pub(super) scaling: Scaling,
+}
+
+impl Reception {
+    /// Whether joined segments are taken over IPv6, or over IPv4.
+    pub(super) fn takes_joined_of(&self, ipv6: bool) -> bool {
+        if ipv6 {
+            self.joined_ipv6
+        } else {
+            self.joined_ipv4
+        }
+    }
+
+    /// Whether any are.
+    pub(super) fn takes_joined(&self) -> bool {
+        self.joined_ipv4 || self.joined_ipv6
+    }
 }
 
 /// What guest and adapter have agreed on.
@@ -107,6 +128,8 @@ pub(super) struct Conversation {
     version: Option<u32>,
     /// Longest frame that the guest takes, as it said.
     frame_limit: Option<u32>,
+    /// What it says it can do, a combination of [`capability`].
+    capabilities: u64,
     pub(super) receive: Option<ReceiveBuffer>,
     pub(super) send: Option<SendBuffer>,
     /// RNDIS has begun.
@@ -137,6 +160,11 @@ impl Conversation {
     /// The version agreed on.
     pub(super) fn version(&self) -> Option<Version> {
         self.version.and_then(Version::from_wire)
+    }
+
+    /// Whether the guest can put a frame together that comes in pieces.
+    pub(super) fn knows_pieces(&self) -> bool {
+        self.version() >= Some(Version::V6_1) && self.capabilities & capability::RSC != 0
     }
 
     /// Bytes that a frame may have beside its Ethernet header, as the guest uses it now.
@@ -171,6 +199,7 @@ impl Conversation {
             (Message::Init(..), Some(_)) => Message::InitComplete(status::FAILURE),
             (Message::SendNdisConfig(ndis), Some(version)) if version >= Version::V2 => {
                 self.frame_limit = Some(ndis.mtu.get());
+                self.capabilities = ndis.capabilities.get();
                 Message::SendNdisConfig(ndis)
             }
             (Message::SendReceiveBuffer(buffer), version) => {
@@ -324,6 +353,8 @@ impl Conversation {
                 let reception = self.reception_mut();
                 reception.filter = 0;
                 reception.multicast.clear();
+                reception.joined_ipv4 = false;
+                reception.joined_ipv6 = false;
                 self.told_plugged = None;
                 Completion::Reset {
                     status: rndis_status::SUCCESS,

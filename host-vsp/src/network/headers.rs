@@ -31,7 +31,7 @@ const MAX_TCP_HEADER: usize = 60;
 
 /// The least payload of the segments that a frame is cut into, as Linux has it (`TCP_MIN_SND_MSS`).
 /// With less, one packet would keep the kernel for tens of thousands of segments.
-const MIN_SEGMENT: u16 = 48;
+pub(super) const MIN_SEGMENT: u16 = 48;
 
 const TYPE_IPV4: u16 = 0x0800;
 const TYPE_IPV6: u16 = 0x86dd;
@@ -210,13 +210,14 @@ fn network_end(headers: &[u8], network: usize, ipv6: bool) -> Option<usize> {
 }
 
 /// Bytes of the IPv4 header at `network`.
-fn ipv4_header(headers: &[u8], network: usize) -> Option<usize> {
+pub(super) fn ipv4_header(headers: &[u8], network: usize) -> Option<usize> {
     let [first] = bytes(headers, network)?;
     let length = usize::from(first & 0xf).checked_mul(4)?;
     (first >> 4 == 4 && length >= 20).then_some(length)
 }
 
-fn set_ipv4_checksum(headers: &mut [u8], network: usize) -> Option<()> {
+/// Completes the checksum of the IPv4 header at `network`.
+pub(super) fn set_ipv4_checksum(headers: &mut [u8], network: usize) -> Option<()> {
     let length = ipv4_header(headers, network)?;
     let place = network.checked_add(10)?;
     set(headers, place, 0)?;
@@ -279,11 +280,13 @@ pub(super) fn shift(offload: Offload) -> Option<Offload> {
     })
 }
 
-fn bytes<const N: usize>(from: &[u8], at: usize) -> Option<[u8; N]> {
+/// The `N` bytes at `at`.
+pub(super) fn bytes<const N: usize>(from: &[u8], at: usize) -> Option<[u8; N]> {
     from.get(at..)?.first_chunk().copied()
 }
 
-fn set(headers: &mut [u8], at: usize, value: u16) -> Option<()> {
+/// Puts a word at `at`.
+pub(super) fn set(headers: &mut [u8], at: usize, value: u16) -> Option<()> {
     let place = headers.get_mut(at..)?.first_chunk_mut()?;
     *place = value.to_be_bytes();
     Some(())

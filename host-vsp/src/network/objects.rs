@@ -13,7 +13,7 @@ use vmbus_proto::rndis::ndis::{
     CONFIG_NETWORK_ADDRESS, CONFIG_STRING, ConfigParameter, ENCAPSULATION_ETHERNET, LinkSpeed,
     LinkState, ObjectHeader, Offload, OffloadParameters, RSS_HASH_TCP_IPV4, RSS_HASH_TCP_IPV6,
     RSS_TABLE_ENTRIES, ReceiveScale, ReceiveScaleCapabilities, checksum, hash, lso, object_type,
-    wanted,
+    switched, wanted,
 };
 use vmbus_proto::rndis::oid::{self, FRIENDLY_NAME_SIZE, mac_option, packet_filter};
 use vmbus_proto::rndis::status;
@@ -164,9 +164,13 @@ impl Objects<'_> {
             oid::ETHERNET_MULTICAST_LIST => Ok(conversation.reception.multicast.concat()),
             oid::ETHERNET_MAXIMUM_LIST_SIZE => word(MAX_MULTICAST as u32),
             oid::TCP_OFFLOAD_HARDWARE_CAPABILITIES | oid::TCP_OFFLOAD_CURRENT_CONFIG => {
-                let offload = self
-                    .offload(conversation, of)
-                    .ok_or(status::INVALID_LENGTH)?;
+                let offload = self.offload(conversation, of);
+                let mut offload = offload.ok_or(status::INVALID_LENGTH)?;
+                if oid == oid::TCP_OFFLOAD_CURRENT_CONFIG {
+                    let reception = &conversation.reception;
+                    offload.rsc_ipv4 = reception.joined_ipv4.into();
+                    offload.rsc_ipv6 = reception.joined_ipv6.into();
+                }
                 Ok(offload.wire_bytes().to_vec())
             }
             oid::GEN_RECEIVE_SCALE_CAPABILITIES => Ok(self.receive_scale().as_bytes().to_vec()),
@@ -250,7 +254,15 @@ impl Objects<'_> {
         offload.lso_ipv6_max_size = MAX_LARGE_SEND.into();
         offload.lso_ipv6_min_segments = 2.into();
         offload.lso_ipv6_flags = (lso::IPV6_EXTENSIONS | lso::TCP_OPTIONS).into();
+        let joins = self.joins(conversation);
+        offload.rsc_ipv4 = joins.into();
+        offload.rsc_ipv6 = joins.into();
         Some(offload)
+    }
+
+    /// Whether the guest can have segments joined.
+    fn joins(&self, conversation: &Conversation) -> bool {
+        self.features.joins && conversation.knows_pieces()
     }
 
     /// Of what the guest wants, only what it wants to hear of received frames makes a difference:
@@ -266,8 +278,21 @@ impl Objects<'_> {
             parameters.tcp_ipv6_checksum,
             parameters.udp_ipv6_checksum,
         ];
-        if checksums.iter().any(|&value| value > wanted::BOTH) {
+        let joined = [parameters.rsc_ipv4, parameters.rsc_ipv6];
+        if checksums.iter().any(|&value| value > wanted::BOTH)
+            || joined.iter().any(|&value| value > switched::ON)
+        {
             return Err(status::INVALID_DATA);
+        }
+        let can = self.joins(conversation);
+        let reception = conversation.reception_mut();
+        for (now, value) in [
+            (&mut reception.joined_ipv4, parameters.rsc_ipv4),
+            (&mut reception.joined_ipv6, parameters.rsc_ipv6),
+        ] {
+            if value != switched::NO_CHANGE {
+                *now = can && value == switched::ON;
+            }
         }
         if checksums.iter().all(|&value| value == wanted::NO_CHANGE) {
             return Ok(());

@@ -97,6 +97,16 @@ impl Sections {
         index.saturating_mul(self.size)
     }
 
+    /// How many frames can have at all.
+    pub(super) fn for_frames(&self) -> usize {
+        self.owners.len().saturating_sub(RESERVED)
+    }
+
+    /// How many frames can have now.
+    pub(super) fn free_for_frames(&self) -> usize {
+        self.free.len().saturating_sub(RESERVED)
+    }
+
     /// Takes a free one for an answer.
     pub(super) fn take(&mut self) -> Option<u32> {
         self.free.pop()

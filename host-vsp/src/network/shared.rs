@@ -23,10 +23,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::adapter::{Cable, Config, QueueCounters};
 use super::backend::{Backend, Features};
+use super::batch::Arrived;
 use super::conversation::Conversation;
-use super::receive::Arrived;
 
-/// Frames that may wait in an inbox: more are lost, so that no slow channel keeps all sections.
+/// Sections of frames that may wait in an inbox: more are lost, so that no slow channel keeps all.
 const MAX_INBOX: usize = 512;
 
 /// What the channels of an adapter share.
@@ -58,6 +58,18 @@ struct Inbox {
     /// Somebody takes them out.
     open: bool,
     frames: VecDeque<Arrived>,
+    /// How many sections they have.
+    sections: usize,
+}
+
+/// What came of a frame that was given to a channel.
+pub(super) enum Given {
+    /// The channel's worker will send it.
+    Taken,
+    /// The channel takes none: here it is.
+    Closed(Arrived),
+    /// The channel has too many, and it is lost.
+    TooMany,
 }
 
 impl Shared {
@@ -133,25 +145,26 @@ impl Shared {
         }
     }
 
-    /// Gives a frame to a channel; false where it takes none, `None` where it has too many.
-    pub(super) fn give(&self, channel: u16, frame: Arrived) -> Option<bool> {
+    /// Gives a frame to a channel.
+    pub(super) fn give(&self, channel: u16, frame: Arrived) -> Given {
         let Some(port) = self.port(channel) else {
-            return Some(false);
+            return Given::Closed(frame);
         };
         let mut inbox = lock(&port.inbox);
         if !inbox.open {
-            return Some(false);
+            return Given::Closed(frame);
         }
-        if inbox.frames.len() >= MAX_INBOX {
-            return None;
+        if inbox.sections >= MAX_INBOX {
+            return Given::TooMany;
         }
+        inbox.sections = inbox.sections.saturating_add(frame.pieces.len());
         inbox.frames.push_back(frame);
         let first = inbox.frames.len() == 1;
         drop(inbox);
         if first {
             port.call();
         }
-        Some(true)
+        Given::Taken
     }
 
     /// Whether others may give frames to a channel. Where they may not any more, those that wait
@@ -165,12 +178,13 @@ impl Shared {
         let lost = if open {
             VecDeque::new()
         } else {
+            inbox.sections = 0;
             std::mem::take(&mut inbox.frames)
         };
         drop(inbox);
         for frame in lost {
             port.counters.rx_lost.count();
-            self.put_back(channel, frame.generation, [frame.index]);
+            self.put_back(channel, frame.generation, frame.sections());
         }
     }
 }
@@ -207,7 +221,10 @@ impl Port {
     pub(super) fn take(&self, most: usize) -> Vec<Arrived> {
         let mut inbox = lock(&self.inbox);
         let count = inbox.frames.len().min(most);
-        inbox.frames.drain(..count).collect()
+        let frames: Vec<Arrived> = inbox.frames.drain(..count).collect();
+        let sections = frames.iter().map(|frame| frame.pieces.len()).sum();
+        inbox.sections = inbox.sections.saturating_sub(sections);
+        frames
     }
 }
 

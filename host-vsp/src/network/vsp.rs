@@ -30,9 +30,9 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use self::patience::Patience;
 use super::adapter::{Cable, Config, QueueCounters};
-use super::backend::Backend;
+use super::backend::{Backend, MAX_JOINED};
+use super::batch::{self, Batch};
 use super::conversation::Conversation;
-use super::receive::{self, Batch};
 use super::shared::Shared;
 use crate::vmbus::channel::{Channel, ChannelError};
 use crate::vmbus::lent::Lent;
@@ -72,13 +72,13 @@ pub struct Network {
     taken: usize,
     /// Completions that wait for room in the ring, with their transaction ids.
     completions: VecDeque<(u64, Vec<u8>)>,
-    /// A packet that the ring had no room for.
-    batch: Option<Batch>,
+    /// Packets with frames or messages that wait for room in the ring.
+    batches: VecDeque<Batch>,
     /// The guest's buffers, looked up when they are needed.
     receive_memory: Option<(u32, Lent)>,
     send_memory: Option<(u32, Lent)>,
-    /// What the backend was told of checksums.
-    partial_checksums: bool,
+    /// Where frames are put together that are to be cut.
+    scratch: Vec<u8>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -86,7 +86,7 @@ struct Saved {
     /// The first channel's only.
     conversation: Option<Conversation>,
     completions: VecDeque<(u64, Vec<u8>)>,
-    batch: Option<Batch>,
+    batches: VecDeque<Batch>,
 }
 
 impl Network {
@@ -123,7 +123,6 @@ impl Network {
         epoll.ctl(ControlOperation::Add, patience.event(), event)?;
         let net = port.backend().event();
         Ok(Self {
-            shared,
             channel,
             epoll,
             net,
@@ -135,10 +134,15 @@ impl Network {
             packet: vec![0; LONGEST_PACKET],
             taken: 0,
             completions: VecDeque::new(),
-            batch: None,
+            batches: VecDeque::new(),
             receive_memory: None,
             send_memory: None,
-            partial_checksums: false,
+            scratch: if shared.features.joins {
+                vec![0; MAX_JOINED]
+            } else {
+                Vec::new()
+            },
+            shared,
         })
     }
 
@@ -230,7 +234,7 @@ impl Network {
         let shared = Arc::clone(&self.shared);
         let mut conversation = shared.conversation();
         let version = conversation.version();
-        if let Some(batch) = &self.batch {
+        while let Some(batch) = self.batches.front() {
             let buffer = conversation.receive.as_ref();
             // The guest may have taken the buffer back meanwhile.
             if buffer.is_some_and(|buffer| batch.is_of(&buffer.sections))
@@ -238,7 +242,7 @@ impl Network {
             {
                 return Ok(false);
             }
-            self.batch = None;
+            self.batches.pop_front();
         }
         if self.channel != 0 {
             return Ok(true);
@@ -288,13 +292,13 @@ impl Network {
                 conversation.messages.clear();
                 return Ok(true);
             };
-            let Some(batch) = receive::control(&mut buffer.sections, &locked, message) else {
+            let Some(batch) = batch::control(&mut buffer.sections, &locked, message) else {
                 // Completions, which bring sections back, are taken all the same.
                 return Ok(true);
             };
             conversation.messages.pop_front();
             if !batch.send(channel, version)? {
-                self.batch = Some(batch);
+                self.batches.push_back(batch);
                 return Ok(false);
             }
         }
@@ -333,7 +337,7 @@ impl Vsp for Network {
             *conversation = conversation.next();
         }
         self.completions.clear();
-        self.batch = None;
+        self.batches.clear();
         self.receive_memory = None;
         self.send_memory = None;
     }
@@ -371,11 +375,6 @@ impl Vsp for Network {
             self.losing = self.patience.is_over(net_is_full);
         }
         room = room && self.send_waiting(channel)? && self.send_inbox(channel)?;
-        let partial_checksums = shared.conversation().reception.checksum;
-        if self.channel == 0 && self.partial_checksums != partial_checksums {
-            self.partial_checksums = partial_checksums;
-            port.backend().take_partial_checksums(partial_checksums);
-        }
         let mut events = if room {
             self.take_frames(channel, net_is_full)?
         } else {
@@ -422,7 +421,7 @@ impl Vsp for Network {
         let saved = Saved {
             conversation: (self.channel == 0).then(|| conversation.clone()),
             completions: self.completions.clone(),
-            batch: self.batch.clone(),
+            batches: self.batches.clone(),
         };
         // Numbers and bytes cannot fail to serialize into memory.
         postcard::to_stdvec(&saved).unwrap_or_default()
@@ -453,7 +452,7 @@ impl Vsp for Network {
             _ => return Err(bad("it has other channels".into())),
         }
         self.completions = saved.completions;
-        self.batch = saved.batch;
+        self.batches = saved.batches;
         Ok(())
     }
 }

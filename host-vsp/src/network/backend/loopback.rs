@@ -25,8 +25,8 @@ pub struct Loopback {
 }
 
 impl Loopback {
-    /// A cable. With `offload` it takes frames whose checksums are not complete, and does nothing
-    /// to them.
+    /// A cable. With `offload` it takes frames whose checksums are not complete, or whose segments
+    /// are joined, and does nothing to them.
     ///
     /// # Errors
     /// The system gives no file descriptor.
@@ -44,7 +44,12 @@ impl Loopback {
 
     /// Puts a frame on the cable, as if somebody had sent it.
     pub fn put(&self, frame: &[u8]) {
-        self.lock().push_back((frame.to_vec(), None));
+        self.put_incomplete(frame, None);
+    }
+
+    /// Puts a frame on the cable to which something is to be done.
+    pub fn put_incomplete(&self, frame: &[u8], offload: Option<Offload>) {
+        self.lock().push_back((frame.to_vec(), offload));
         // An eventfd that is full is readable, which is all we want of it.
         let _ = self.event.write(1);
     }
@@ -54,6 +59,7 @@ impl Backend for Loopback {
     fn features(&self) -> Features {
         Features {
             offload: self.offload,
+            joins: self.offload,
         }
     }
 
@@ -100,6 +106,9 @@ impl Backend for Loopback {
                 Some(offload) => RxChecksum::Partial(offload.checksum),
                 None => RxChecksum::Unknown,
             },
+            joined: offload
+                .and_then(|offload| offload.segments)
+                .map(|segments| segments.size),
         }))
     }
 }

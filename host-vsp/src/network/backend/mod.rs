@@ -43,12 +43,6 @@ pub trait Backend: Send {
     /// The net is gone; the cable is as good as pulled.
     fn receive(&mut self, to: &[VolatileSlice<'_>]) -> io::Result<Option<Received>>;
 
-    /// Whether received frames may have checksums that their receiver has to complete, as
-    /// [`Received::checksum`] tells.
-    fn take_partial_checksums(&mut self, wanted: bool) {
-        let _ = wanted;
-    }
-
     /// Whether frames shall come out of this queue, where a net has several; those without it come
     /// out of others.
     ///
@@ -60,12 +54,18 @@ pub trait Backend: Send {
     }
 }
 
-/// What a net does for frames that are sent.
+/// What a net does for frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
-    /// It completes checksums, and cuts frames of many segments.
+    /// It completes checksums of frames that are sent, and cuts those of many segments.
     pub offload: bool,
+    /// It gives segments of TCP joined, as [`Received::joined`] tells.
+    pub joins: bool,
 }
+
+/// Most bytes of a frame whose segments are joined: all that IP can say, an Ethernet header and
+/// two tags.
+pub const MAX_JOINED: usize = u16::MAX as usize + 14 + 2 * 4;
 
 /// A frame to send: its private beginning, and the rest in guest memory.
 #[derive(Debug)]
@@ -114,6 +114,8 @@ pub struct Received {
     pub length: usize,
     /// What is known of its checksum.
     pub checksum: RxChecksum,
+    /// Most bytes of payload in each of the TCP segments that it is joined of, where it is.
+    pub joined: Option<u16>,
 }
 
 /// What is known of a received frame's checksum.

@@ -384,6 +384,7 @@ impl Backend for Stream {
         Ok(Some(Received {
             length,
             checksum: RxChecksum::Unknown,
+            joined: None,
         }))
     }
 }

@@ -1,7 +1,9 @@
 //! A tap: an interface of the host's whose cable ends here.
 //!
 //! Each frame comes and goes after a virtio-net header, by which the host's kernel completes
-//! checksums and cuts frames of many segments. The tap is made beforehand, by whoever may
+//! checksums and cuts frames of many segments. What the host sends itself, or has joined, comes with
+//! its segments joined: the kernel counts frames in a tap's queue, not bytes, and single segments
+//! would fill it in no time. The tap is made beforehand, by whoever may
 //! (`ip tuntap add NAME mode tap user USER`, with `multi_queue` for several queues): then no
 //! privilege is needed here.
 
@@ -47,6 +49,10 @@ const CHECKSUM_VALID: u8 = 2;
 const GSO_TCP_V4: u8 = 1;
 /// [`Header::gso_type`].
 const GSO_TCP_V6: u8 = 4;
+
+/// Frames that we take although they are not complete. Those with ECN's mark of a reduced window
+/// stay out of it: the kernel cuts them itself.
+const INCOMPLETE: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
 
 /// Bytes beyond what the caller has room for, by which a longer frame is recognized.
 const EXCESS: usize = 64;
@@ -129,7 +135,7 @@ impl Tap {
             _ => other(error),
         })?;
         tap_ioctls::set_header_length(&file, size_of::<Header>() as libc::c_int).map_err(other)?;
-        tap_ioctls::set_offload(&file, 0).map_err(other)?;
+        tap_ioctls::set_offload(&file, INCOMPLETE).map_err(other)?;
         Ok(Self {
             file,
             name: name.into(),
@@ -144,7 +150,10 @@ fn is(outcome: &io::Result<()>, error: libc::c_int) -> bool {
 
 impl Backend for Tap {
     fn features(&self) -> Features {
-        Features { offload: true }
+        Features {
+            offload: true,
+            joins: true,
+        }
     }
 
     fn event(&self) -> Option<RawFd> {
@@ -205,18 +214,18 @@ impl Backend for Tap {
         } else {
             RxChecksum::Unknown
         };
-        Ok(Some(Received { length, checksum }))
+        let joined = match header.gso_type {
+            GSO_TCP_V4 | GSO_TCP_V6 => Some(header.gso_size.get()),
+            _ => None,
+        };
+        Ok(Some(Received {
+            length,
+            checksum,
+            joined,
+        }))
     }
 
     fn set_active(&mut self, active: bool) -> io::Result<()> {
         tap_ioctls::set_attached(&self.file, active)
-    }
-
-    fn take_partial_checksums(&mut self, wanted: bool) {
-        // Segments are not taken joined: the kernel cuts them as they come in.
-        let offload = if wanted { libc::TUN_F_CSUM } else { 0 };
-        if let Err(error) = tap_ioctls::set_offload(&self.file, offload) {
-            tracing::warn!(tap = self.name, %error, "checksums stay as they are");
-        }
     }
 }

@@ -12,7 +12,7 @@ use super::guest::*;
 use crate::network::Config;
 
 /// What a guest sets to spread frames: all to channel `channel`.
-fn all_to(channel: u32) -> Vec<u8> {
+pub(super) fn all_to(channel: u32) -> Vec<u8> {
     let size = size_of::<ReceiveScaleParameters>();
     let parameters = ReceiveScaleParameters {
         header: ObjectHeader {

@@ -171,13 +171,18 @@ impl Guest {
 
     /// Version and buffers.
     pub(super) fn negotiate(&mut self, version: Version) {
+        self.negotiate_with(version, 0);
+    }
+
+    /// The same of a guest that says what it can do.
+    pub(super) fn negotiate_with(&mut self, version: Version, capabilities: u64) {
         let init = Message::Init(version as u32, version as u32);
         assert_eq!(self.ask(init), Message::InitComplete(status::SUCCESS));
         self.version = Some(version);
         self.tell(Message::SendNdisConfig(NdisConfig {
             mtu: 1514.into(),
             reserved: 0.into(),
-            capabilities: 0.into(),
+            capabilities: capabilities.into(),
         }));
         self.tell(Message::SendNdisVersion(6, 30));
         match self.ask(Message::SendReceiveBuffer(receive_buffer())) {
@@ -403,7 +408,7 @@ impl Guest {
 
     /// Takes one packet that is already in the ring.
     fn take(&mut self) -> Option<Incoming> {
-        let mut buffer = [0; 1024];
+        let mut buffer = [0; 8192];
         let packet = self.to_guest.receive(&mut buffer).unwrap()?;
         let incoming = match packet.kind {
             PacketKind::Completion => {
@@ -549,7 +554,7 @@ pub(super) fn chain(frames: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// The frame in a message.
-fn frame(message: &[u8]) -> (Vec<u8>, PacketInfo) {
+pub(super) fn frame(message: &[u8]) -> (Vec<u8>, PacketInfo) {
     let (kind, body, rest) = rndis::split(message).unwrap();
     assert_eq!((kind, rest.len()), (1, 0));
     let packet = Packet::parse(body, body.len()).unwrap();

@@ -2,6 +2,7 @@
 
 mod channels;
 mod guest;
+mod joined;
 mod lies;
 mod streams;
 mod truths;

@@ -37,6 +37,7 @@ impl Backend for Wire {
     fn features(&self) -> Features {
         Features {
             offload: self.offload,
+            joins: false,
         }
     }
 

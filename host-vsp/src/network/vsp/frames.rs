@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use vmm_sys_util::epoll::EventSet;
 
-use super::super::receive::{self, Arrived, BATCH, Place};
-use super::super::shared::Port;
+use super::super::batch::{self, Arrived, BATCH};
+use super::super::receive::{self, Frames, Place};
+use super::super::shared::{Given, Port};
 use super::{Network, ROUND, lent};
 use crate::counters::Counter;
 use crate::vmbus::channel::{Channel, ChannelError};
@@ -60,9 +61,12 @@ impl Network {
             };
             let (generation, size) = (buffer.sections.generation(), buffer.sections.size());
             let gpadl = buffer.gpadl;
+            let count = buffer.sections.for_frames();
+            let joins = shared.features.joins;
+            let pool = receive::pool(joins, buffer.sections.free_for_frames(), count);
+            let none = pool.is_none();
             let free = std::iter::from_fn(|| buffer.sections.take_for_frame());
-            let free: Vec<u32> = free.take(BATCH).collect();
-            let none = free.is_empty();
+            let free: Vec<u32> = free.take(pool.unwrap_or_default()).collect();
             port.set_starved(none && !net_is_full);
             drop(conversation);
             if none {
@@ -79,35 +83,35 @@ impl Network {
                 shared.put_back(self.channel, generation, free);
                 return lost();
             };
-            let mut place = Place {
+            let place = Place {
                 memory: &locked,
                 generation,
                 size,
+                count,
                 free,
                 reception: &reception,
                 mac: shared.config.mac,
+                scratch: &mut self.scratch,
             };
+            let mut frames = Frames::new(place, &port.counters);
             let mut mine = Vec::new();
             let mut backend = port.backend();
-            let outcome = receive::frames(&mut **backend, &mut place, &port.counters, {
-                |of, frame| {
-                    let given = of != self.channel;
-                    match if given {
-                        shared.give(of, frame)
-                    } else {
-                        Some(false)
-                    } {
-                        Some(true) => true,
-                        Some(false) => {
-                            mine.push(frame);
-                            true
-                        }
-                        None => false,
+            let outcome = frames.take(&mut **backend, |of, frame| {
+                if of == self.channel {
+                    mine.push(frame);
+                    return true;
+                }
+                match shared.give(of, frame) {
+                    Given::Taken => true,
+                    Given::Closed(frame) => {
+                        mine.push(frame);
+                        true
                     }
+                    Given::TooMany => false,
                 }
             });
             drop(backend);
-            shared.put_back(self.channel, generation, place.free);
+            shared.put_back(self.channel, generation, frames.unused());
             if !self.send_frames(channel, &mine)? {
                 return Ok(Ok(EventSet::empty()));
             }
@@ -128,17 +132,18 @@ impl Network {
     ) -> Result<bool, ChannelError> {
         let mut conversation = self.shared.conversation();
         let version = conversation.version();
-        let buffer = conversation.receive.as_mut();
-        let batch = buffer.and_then(|buffer| receive::batch(&mut buffer.sections, frames));
-        drop(conversation);
-        let Some(batch) = batch else {
-            return Ok(true);
-        };
-        if batch.send(channel, version)? {
-            return Ok(true);
+        if let Some(buffer) = &mut conversation.receive {
+            let batches = batch::batches(&mut buffer.sections, frames);
+            self.batches.extend(batches);
         }
-        self.batch = Some(batch);
-        Ok(false)
+        drop(conversation);
+        while let Some(batch) = self.batches.front() {
+            if !batch.send(channel, version)? {
+                return Ok(false);
+            }
+            self.batches.pop_front();
+        }
+        Ok(true)
     }
 
     /// Sends frames that other channels' workers have taken; false where the ring is full.
