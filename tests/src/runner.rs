@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use bed::l1::L1;
@@ -17,6 +18,9 @@ use crate::story::{self, Story};
 
 /// Stories told at once; each L1 keeps one core busy.
 const WORKERS: usize = 2;
+
+/// So many of the longest stories are named after a run.
+const LONGEST: usize = 20;
 
 /// A story and its name.
 #[derive(Debug, Clone, Copy)]
@@ -50,8 +54,10 @@ pub fn run(topics: &[Topic]) -> ExitCode {
             all.insert(name.clone());
             let (pool, told) = (Arc::clone(&pool), Arc::clone(&told));
             trials.push(Trial::test(name.clone(), move || {
+                let begin = Instant::now();
                 let result = tell(&pool, *entry);
                 let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+                told.took.push((begin.elapsed(), name.clone()));
                 told.names.insert(name.clone());
                 let proofs = result.map_err(|error| Failed::from(format!("{error:#}")))?;
                 told.passed.insert(name, proofs);
@@ -66,9 +72,10 @@ pub fn run(topics: &[Topic]) -> ExitCode {
             pool.deaths()
         );
     }
+    let told = std::mem::take(&mut *told.lock().unwrap_or_else(PoisonError::into_inner));
+    told.print_longest();
     // The record is the test command's; a soak may take days, and proves nothing else.
     if !story::is_soak() && !arguments.list {
-        let told = std::mem::take(&mut *told.lock().unwrap_or_else(PoisonError::into_inner));
         if let Err(error) = Record::update(all, &told.names, told.passed) {
             eprintln!("error: the record of what was proven: {error:#}");
             return ExitCode::FAILURE;
@@ -82,6 +89,19 @@ pub fn run(topics: &[Topic]) -> ExitCode {
 struct Told {
     names: BTreeSet<String>,
     passed: BTreeMap<String, BTreeSet<Proof>>,
+    took: Vec<(Duration, String)>,
+}
+
+impl Told {
+    /// Where the time went: whoever has to make the run shorter begins with these.
+    fn print_longest(&self) {
+        let mut took: Vec<_> = self.took.iter().collect();
+        took.sort();
+        println!("\nthe longest stories:");
+        for (time, name) in took.iter().rev().take(LONGEST) {
+            println!("{:6.1} s  {name}", time.as_secs_f64());
+        }
+    }
 }
 
 /// Tells one story, and once more if the bed died under it.

@@ -16,7 +16,7 @@ pub(crate) const STORIES: &[Entry] = &[
 ];
 
 /// `fio` with verify: 10 to 30 s in an L1 that has a core of its own.
-const FIO: Duration = Duration::from_secs(240);
+const FIO: Duration = Duration::from_secs(600);
 
 fn boots(story: &mut Story, series: Series) -> anyhow::Result<()> {
     let root = story.debian_root()?;

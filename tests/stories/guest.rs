@@ -11,7 +11,7 @@ use e2e::Story;
 
 /// For whatever comes next. All of it takes less than two seconds in an L1 that has a core of its
 /// own; a machine with other work to do gets this much.
-pub(crate) const NEXT: Duration = Duration::from_secs(60);
+pub(crate) const NEXT: Duration = Duration::from_secs(120);
 
 /// A machine to be started. Its serial port is standard error; standard output and input are for
 /// the console.

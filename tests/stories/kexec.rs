@@ -1,7 +1,6 @@
 //! A stock Linux that starts another kernel by itself.
 
 use std::fs;
-use std::time::Duration;
 
 use anyhow::ensure;
 use bed::guest_initramfs;
@@ -15,9 +14,6 @@ use crate::stock::{
 
 pub(crate) const STORIES: &[Entry] = &[Entry::new("into_the_same_kernel", into_the_same_kernel)];
 
-/// For what is read from a disk before the kernel can be loaded.
-const LOAD: Duration = Duration::from_secs(120);
-
 /// What a kernel says of who has loaded it, where that was kexec (0xd0).
 const KEXEC: &str = "208";
 
@@ -26,33 +22,23 @@ const KEXEC: &str = "208";
 fn into_the_same_kernel(story: &mut Story) -> anyhow::Result<()> {
     let series = Series::Linux6_12;
     let disk = make_disk(story)?;
-    // Kernel and initramfs, one after the other on a disk.
     let kernel = Kernel::get(series)?;
     let image = fs::read(kernel.image())?;
-    let initramfs = guest_initramfs::build(&kernel, &MODULES, &[])?;
-    let mut both = [image.as_slice(), &initramfs].concat();
-    both.resize(both.len().next_multiple_of(512), 0);
-    let path = story.file("kernel");
-    story.l1().put_bytes(&both, &path)?;
+    let probe = story.l2_probe()?;
+    let next = guest_initramfs::build(&kernel, &MODULES, &[("bin/probe", &probe)])?;
 
     let programs = carried(&Carried::kexec()?)?;
-    let mut stock = Stock::new(story, series).disk(&disk).disk(&path);
+    let mut stock = Stock::new(story, series)
+        .disk(&disk)
+        .file("root/kernel", &image)
+        .file("root/initramfs", &next);
     for (path, bytes) in &programs {
         stock = stock.file(path, bytes);
     }
     let mut linux = stock.boot()?;
     let sum = write_and_verify(&mut linux)?;
     let boot = linux.sh(BOOT_ID)?;
-    let (length, initrd) = (image.len(), initramfs.len());
-    linux.sh_within(
-        &format!(
-            "cd /tmp && head -c {length} /dev/sdb >kernel && \
-             tail -c +{} /dev/sdb | head -c {initrd} >initramfs && \
-             kexec --load kernel --initrd=initramfs --reuse-cmdline",
-            length + 1
-        ),
-        LOAD,
-    )?;
+    linux.sh("kexec --load /root/kernel --initrd=/root/initramfs --reuse-cmdline")?;
     linux.expect_clean_log()?;
     linux.type_line("kexec -e")?;
     linux.wait_ready()?;

@@ -13,13 +13,13 @@ use e2e::Story;
 use serde_json::Value;
 
 /// Boot to the shell: 7 to 17 s in an L1 that has a core of its own.
-const BOOT: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_secs(240);
 
 /// For one command, unless the story says otherwise.
-pub(crate) const COMMAND: Duration = Duration::from_secs(60);
+pub(crate) const COMMAND: Duration = Duration::from_secs(120);
 
 /// Power-off, from the command to the end of `host-vsp`.
-const POWER_OFF: Duration = Duration::from_secs(30);
+const POWER_OFF: Duration = Duration::from_secs(60);
 
 /// Prints what every boot of a kernel chooses anew.
 pub(crate) const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
@@ -32,7 +32,7 @@ const WRITTEN: u64 = 8 << 20;
 
 /// Boot of Debian to its login, and from there to the shell: 23 to 43 s in an L1 that has a core
 /// of its own.
-const LOGIN: Duration = Duration::from_secs(420);
+const LOGIN: Duration = Duration::from_secs(600);
 
 /// What makes a shell of the login's one of [`bed::guest_initramfs`]. What it prints is quoted
 /// in a way that the line itself, which the terminal shows, does not look like it.
