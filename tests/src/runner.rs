@@ -75,11 +75,12 @@ pub fn run(topics: &[Topic]) -> ExitCode {
     let told = std::mem::take(&mut *told.lock().unwrap_or_else(PoisonError::into_inner));
     told.print_longest();
     // The record is the test command's; a soak may take days, and proves nothing else.
-    if !story::is_soak() && !arguments.list {
-        if let Err(error) = Record::update(all, &told.names, told.passed) {
-            eprintln!("error: the record of what was proven: {error:#}");
-            return ExitCode::FAILURE;
-        }
+    if !story::is_soak()
+        && !arguments.list
+        && let Err(error) = Record::update(all, &told.names, told.passed)
+    {
+        eprintln!("error: the record of what was proven: {error:#}");
+        return ExitCode::FAILURE;
     }
     conclusion.exit_code()
 }
