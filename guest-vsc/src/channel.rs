@@ -9,7 +9,7 @@
 //! ([`storage`](crate::storage), [`console`](crate::console)) and the ring
 //! ([`vmbus_proto::ring`]).
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use vmbus_proto::message::{ChannelId, Message, ModifyChannel, OpenChannel};
 use vmbus_proto::packet::{Outgoing, Packet};
@@ -75,10 +75,14 @@ pub struct Channel<'b, H: Hal> {
     /// GPADLs of what was lent besides the rings; 0 where there is none.
     lent: [AtomicU32; MAX_LENT],
     state: AtomicU32,
+    /// The processor that the host interrupts.
+    cpu: AtomicUsize,
     /// What broke the channel, where it is broken.
     broken_by: IrqMutex<H, Option<Corrupt>>,
     /// What came of closing the channel, where it is closed.
     closed_with: IrqMutex<H, Result<(), Error>>,
+    /// Bytes of data in the `to_host` ring.
+    to_host_size: u32,
     to_host: IrqMutex<H, Producer<Ring<H>>>,
     to_guest: IrqMutex<H, Consumer<Ring<H>>>,
 }
@@ -100,7 +104,7 @@ impl<'b, H: Hal> Channel<'b, H> {
         let turn = bus.turn()?;
         let slot = bus.slot_of(offer)?;
         let message = slot.claim()?;
-        let channel = Self::establish(bus, &turn, slot, &message, options, target_vp);
+        let channel = Self::establish(bus, &turn, slot, &message, options, (cpu, target_vp));
         drop(turn);
         if channel.is_err() {
             bus.unclaim(slot);
@@ -114,7 +118,7 @@ impl<'b, H: Hal> Channel<'b, H> {
         slot: &'b Slot<H>,
         offer: &vmbus_proto::message::OfferChannel,
         options: &OpenOptions,
-        target_vp: u32,
+        (cpu, target_vp): (usize, u32),
     ) -> Result<Self, Error> {
         let to_host = Ring::new(options.to_host).ok_or(Error::OutOfMemory)?;
         let to_guest = Ring::new(options.to_guest).ok_or(Error::OutOfMemory)?;
@@ -133,8 +137,10 @@ impl<'b, H: Hal> Channel<'b, H> {
             lent: [const { AtomicU32::new(0) }; MAX_LENT],
             // Dropped before it is open, it has nothing to close.
             state: AtomicU32::new(CLOSED),
+            cpu: AtomicUsize::new(cpu),
             broken_by: IrqMutex::new(None),
             closed_with: IrqMutex::new(Ok(())),
+            to_host_size: to_host.data_size(),
             to_host: IrqMutex::new(Producer::attach(to_host)?),
             to_guest: IrqMutex::new(Consumer::attach(to_guest)?),
         };
@@ -225,6 +231,11 @@ impl<'b, H: Hal> Channel<'b, H> {
         self.relid
     }
 
+    /// The processor that the host interrupts for this channel.
+    pub fn cpu(&self) -> usize {
+        self.cpu.load(Ordering::Relaxed)
+    }
+
     /// Whether the host has taken the device away.
     pub fn is_rescinded(&self) -> bool {
         self.slot.is_rescinded()
@@ -272,10 +283,26 @@ impl<'b, H: Hal> Channel<'b, H> {
     /// # Errors
     /// [`Error::Full`] when there is no room now: the host rings when there is.
     pub fn send(&self, packet: &Outgoing<'_>) -> Result<(), Error> {
+        self.send_leaving(0, packet)
+    }
+
+    /// As [`send`](Self::send), but leaves one part in `parts` of the ring free, for packets that may
+    /// not wait for these.
+    ///
+    /// # Errors
+    /// As for `send`.
+    pub(crate) fn send_sparing(&self, parts: u32, packet: &Outgoing<'_>) -> Result<(), Error> {
+        self.send_leaving(
+            self.to_host_size.checked_div(parts).unwrap_or_default(),
+            packet,
+        )
+    }
+
+    fn send_leaving(&self, spare: u32, packet: &Outgoing<'_>) -> Result<(), Error> {
         self.check()?;
         let signal = self
             .to_host
-            .with(|ring| ring.send(packet))
+            .with(|ring| ring.send_leaving(spare, packet))
             .map_err(|error| self.ring_error(error.into()))?;
         self.ring_doorbell(signal);
         Ok(())
@@ -323,21 +350,10 @@ impl<'b, H: Hal> Channel<'b, H> {
     pub(crate) fn wait<T>(
         &self,
         what: Waited,
-        mut deadline: Deadline<'_, H>,
-        mut done: impl FnMut() -> Result<Option<T>, Error>,
+        deadline: Deadline<'_, H>,
+        done: impl FnMut() -> Result<Option<T>, Error>,
     ) -> Result<T, Error> {
-        loop {
-            let seen = self.news();
-            if let Some(value) = done()? {
-                return Ok(value);
-            }
-            if deadline.is_over() {
-                return Err(Error::Timeout(what));
-            }
-            // A kernel without interrupts still hears of a rescind this way.
-            self.bus.handle_interrupt();
-            self.bus.rest(|| self.news() != seen || self.has_news());
-        }
+        wait_on(core::iter::once(self), self.bus, what, deadline, done)
     }
 
     /// Has the host interrupt processor `cpu` for this channel from now on. Waits for the host,
@@ -360,17 +376,19 @@ impl<'b, H: Hal> Channel<'b, H> {
         let expected = Expected::keyed(Waited::Modify, self.relid, 0);
         self.bus.expect(&turn, expected);
         self.bus.post(&Message::ModifyChannel(body).encode())?;
-        if version < Version::V5_3 {
-            return Ok(());
+        if version >= Version::V5_3 {
+            let slot = Some(self.slot);
+            self.bus
+                .answer(&turn, Waited::Modify, slot, self.bus.deadline())?
+                .success()?;
         }
-        self.bus
-            .answer(&turn, Waited::Modify, Some(self.slot), self.bus.deadline())?
-            .success()
+        self.cpu.store(cpu, Ordering::Relaxed);
+        Ok(())
     }
 
-    /// Closes the channel and takes the rings, and what else was lent, back. Waits for the host. A second call says the same
-    /// as the first, and does not return before that is done either: after this call, whoever
-    /// makes it, the host has let go of the memory or has not said so in time.
+    /// Closes the channel and takes the rings, and what else was lent, back. Waits for the host. A
+    /// second call says the same as the first, and does not return before that is done either: after
+    /// this call, whoever makes it, the host has let go of the memory or has not said so in time.
     ///
     /// # Errors
     /// The host did not give the memory back: the rings' pages are lost, and buffers that
@@ -435,6 +453,35 @@ impl<'b, H: Hal> Channel<'b, H> {
                 .compare_exchange(OPEN, BROKEN, Ordering::AcqRel, Ordering::Relaxed);
         }
         error
+    }
+}
+
+/// Waits until `done` has a value, letting time pass while none of a device's channels has news.
+pub(crate) fn wait_on<'c, 'b: 'c, H: Hal, T>(
+    channels: impl Iterator<Item = &'c Channel<'b, H>> + Clone,
+    bus: &VmBus<'_, H>,
+    what: Waited,
+    mut deadline: Deadline<'_, H>,
+    mut done: impl FnMut() -> Result<Option<T>, Error>,
+) -> Result<T, Error> {
+    // Counters that only grow: the sum changes with each of them.
+    let news = || {
+        channels
+            .clone()
+            .map(Channel::news)
+            .fold(0, u32::wrapping_add)
+    };
+    loop {
+        let seen = news();
+        if let Some(value) = done()? {
+            return Ok(value);
+        }
+        if deadline.is_over() {
+            return Err(Error::Timeout(what));
+        }
+        // A kernel without interrupts still hears of a rescind this way.
+        bus.handle_interrupt();
+        bus.rest(|| news() != seen || channels.clone().any(Channel::has_news));
     }
 }
 

@@ -57,7 +57,7 @@
 //! None is on by default, and none needs `std`.
 //! - `alloc`: `Box<[u8]>` and `Vec<u8>` as buffers of requests in flight; frames in buffers of their
 //!   own, as `VirtIONet` has them.
-//! - `async`: requests as futures.
+//! - `async`: requests and frames as futures.
 //! - `virtio-drivers`: the kernel's `impl virtio_drivers::Hal` serves these drivers too.
 //! - `smoltcp`: [`network`] adapters as devices of that TCP/IP stack.
 //!
@@ -100,6 +100,7 @@ pub mod keyboard;
 pub mod network;
 mod shared;
 pub mod storage;
+mod sub_channels;
 mod sync;
 mod synic;
 mod token;

@@ -67,7 +67,8 @@ fn every_size_every_start_every_length() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Send(usize),
+    /// So many bytes, leaving so many of the ring free.
+    Send(usize, u32),
     Receive,
     Commit,
     Mask,
@@ -76,7 +77,8 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (0usize..120).prop_map(Step::Send),
+        4 => (0usize..120, prop_oneof![2 => Just(0), 1 => 0u32..600])
+            .prop_map(|(length, spare)| Step::Send(length, spare)),
         3 => Just(Step::Receive),
         2 => Just(Step::Commit),
         1 => Just(Step::Mask),
@@ -120,23 +122,30 @@ proptest! {
 
         for step in steps {
             match step {
-                Step::Send(length) => {
+                Step::Send(length, spare) => {
                     next += 1;
                     let payload: Vec<u8> = (0..length).map(|i| (i as u64 ^ next) as u8).collect();
                     let need = footprint(length);
-                    let outcome = producer.send(&Outgoing::in_band(next, &payload, false));
+                    let packet = Outgoing::in_band(next, &payload, false);
+                    let outcome = producer.send_leaving(spare, &packet);
                     let used = unread + uncommitted;
+                    let (room, wanted) = (size - used, (need + spare).min(size - 8));
                     if need >= size {
                         prop_assert_eq!(outcome, Err(SendError::TooLong));
-                    } else if size - used <= need {
+                    } else if room <= wanted {
                         prop_assert_eq!(outcome, Err(SendError::Full));
-                        pending = need;
+                        // Who asked for less, and has not got it yet, is called first.
+                        let is_open = pending != 0 && room <= pending;
+                        pending = if is_open { pending.min(wanted) } else { wanted };
                     } else {
                         let signal = if used == 0 && !masked { Signal::Needed } else { Signal::NotNeeded };
                         prop_assert_eq!(outcome, Ok(signal));
                         waiting.push_back((next, payload));
                         unread += need;
-                        pending = 0;
+                        // Who asked for more waits on.
+                        if pending <= wanted {
+                            pending = 0;
+                        }
                     }
                     prop_assert_eq!(memory.get(Control::PendingSendSize), pending);
                 }

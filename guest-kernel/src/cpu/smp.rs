@@ -210,16 +210,27 @@ pub(crate) fn wake(cpu: usize) {
 
 /// Runs `job` on CPU `cpu` and waits for it. `false`: it was not done at the deadline.
 ///
-/// Only the first CPU gives out work, one job at a time.
+/// Only the first CPU gives out work, one job at a time to each other one.
 pub(crate) fn run_on(cpu: usize, job: Job, deadline: Deadline) -> bool {
     if cpu == index() {
         job();
         return true;
     }
+    start_on(cpu, job);
+    wait_for(cpu, deadline)
+}
+
+/// Has another CPU, `cpu`, run `job`, and does not wait for it.
+pub(crate) fn start_on(cpu: usize, job: Job) {
     let target = &CPUS[cpu];
     target.job_done.store(false, Relaxed);
     *target.job.lock() = Some(job);
     wake(cpu);
+}
+
+/// Waits for the job of CPU `cpu`. `false`: it was not done at the deadline.
+pub(crate) fn wait_for(cpu: usize, deadline: Deadline) -> bool {
+    let target = &CPUS[cpu];
     while !deadline.passed() {
         if target.job_done.load(Acquire) {
             return true;

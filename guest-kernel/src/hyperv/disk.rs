@@ -5,6 +5,7 @@ use crate::devices::{Disk, DiskError};
 use crate::hal::KernelHal;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use guest_vsc::storage::{self, SECTOR_SIZE, Storage, StorageError, StorageMemory, StorageOptions};
 
@@ -19,7 +20,7 @@ pub(crate) type KernelStorage = Storage<'static, KernelHal, Vec<u8>>;
 
 /// A disk behind a synthetic SCSI controller.
 pub(crate) struct VmbusDisk {
-    storage: KernelStorage,
+    storage: Arc<KernelStorage>,
     name: String,
 }
 
@@ -34,7 +35,7 @@ impl VmbusDisk {
         let storage = Storage::open(bus, &offer, &MEMORY, options)
             .map_err(|error| format!("the disk does not open: {error}"))?;
         Ok(Self {
-            storage,
+            storage: Arc::new(storage),
             name: format!(
                 "VMBus disk, channel {}, unit {}",
                 offer.relid(),
@@ -44,7 +45,7 @@ impl VmbusDisk {
     }
 
     /// The driver itself.
-    pub(crate) fn storage(&self) -> &KernelStorage {
+    pub(crate) fn storage(&self) -> &Arc<KernelStorage> {
         &self.storage
     }
 

@@ -10,6 +10,7 @@ use crate::virtio;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use guest_vsc::bus::{self, Versions};
 use guest_vsc::channel::OpenOptions;
 use guest_vsc::network::NetworkOptions;
@@ -44,7 +45,7 @@ impl<'a> Machine<'a> {
     }
 
     /// The disk; `disk.index=` chooses the controller, `disk.lun=` the unit, `channel.cpu=` the CPU
-    /// to interrupt.
+    /// to interrupt, `disk.channels=` the number of channels.
     pub(super) fn disk(&mut self) -> Result<&mut dyn Disk, String> {
         Ok(match self.open_disk()? {
             OpenDisk::Vmbus(disk) => &mut **disk,
@@ -54,6 +55,11 @@ impl<'a> Machine<'a> {
 
     /// The disk's driver, for what only it can do.
     pub(super) fn storage(&mut self) -> Result<&KernelStorage, String> {
+        self.shared_storage().map(|storage| &**storage)
+    }
+
+    /// The same, to be shared with other CPUs.
+    pub(super) fn shared_storage(&mut self) -> Result<&Arc<KernelStorage>, String> {
         match self.open_disk()? {
             OpenDisk::Vmbus(disk) => Ok(disk.storage()),
             OpenDisk::Virtio(_) => Err("this scenario needs Hyper-V".into()),
@@ -68,8 +74,10 @@ impl<'a> Machine<'a> {
                     Some(unit) => unit,
                     None => self.options.number("disk.lun", 0)? as u8,
                 };
+                let channels = self.options.number("disk.channels", 1)?;
                 let options = StorageOptions {
                     lun,
+                    sub_channels: channels.saturating_sub(1) as u16,
                     channel: self.channel_options()?,
                     ..StorageOptions::default()
                 };

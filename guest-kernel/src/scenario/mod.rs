@@ -13,6 +13,7 @@ mod endings;
 mod machine;
 mod net;
 mod pattern;
+mod processors;
 mod queue;
 mod refusals;
 mod services;
@@ -44,6 +45,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         storage::SCENARIOS,
         refusals::SCENARIOS,
         queue::SCENARIOS,
+        processors::SCENARIOS,
         net::SCENARIOS,
         console::SCENARIOS,
         services::SCENARIOS,

@@ -198,6 +198,11 @@ impl<'m, H: Hal> VmBus<'m, H> {
         place.with(|synic| synic.as_ref().map(SynicCpu::vp_index))
     }
 
+    /// The processors whose SynIC is enabled.
+    pub(crate) fn started_cpus(&self) -> impl Iterator<Item = usize> + Clone + '_ {
+        (0..self.cpus.len()).filter(|cpu| self.vp_index(*cpu).is_some())
+    }
+
     /// What the hypervisor offers.
     pub fn features(&self) -> &Features {
         self.hypervisor.features()
@@ -228,9 +233,10 @@ impl<'m, H: Hal> VmBus<'m, H> {
         self.slots.iter().filter_map(Slot::offer)
     }
 
-    /// An offer that this has not given out before, where there is one: first those that
+    /// The offer of a device that this has not given out before, where there is one: first those that
     /// [`connect`](Self::connect) found, later devices that are added while the guest runs.
-    /// Never waits. That a device is removed its driver says, by [`Error::Rescinded`].
+    /// Never waits. That a device is removed its driver says, by [`Error::Rescinded`]. Sub-channels,
+    /// which drivers ask for themselves, are not given out.
     pub fn next_offer(&self) -> Option<Offer> {
         self.slots.iter().find_map(Slot::take_new)
     }
@@ -393,7 +399,7 @@ impl<'m, H: Hal> VmBus<'m, H> {
     }
 
     /// Whether a message waits in this processor's slot.
-    fn message_waits(&self) -> bool {
+    pub(crate) fn message_waits(&self) -> bool {
         self.on_this_cpu(|synic| synic.as_ref().is_some_and(SynicCpu::has_message))
             .unwrap_or_default()
     }

@@ -138,7 +138,8 @@ impl<H: Hal> Slot<H> {
                 *place = Place::Unused(*offer);
                 self.rescinded.store(false, Ordering::Relaxed);
                 self.events.store(0, Ordering::Relaxed);
-                self.new.store(true, Ordering::Relaxed);
+                let primary = offer.sub_channel_index.get() == 0;
+                self.new.store(primary, Ordering::Relaxed);
                 self.relid.store(offer.relid.get(), Ordering::Release);
             }
             free

@@ -4,8 +4,18 @@
 //! completed. A [`Queue`] holds where the frames are, in order; the last one of a packet carries the
 //! packet's transaction id, so that taking it brings the completion about. What finds no place in the
 //! queue is lost, as it would be in any adapter that nobody listens to.
+//!
+//! A completion that finds no room in the ring is [`Owed`], and packets are taken meanwhile: a host
+//! whose own ring is full may take nothing before it has room for an answer. Each packet has a section
+//! at least, so that no host can wait for more completions than there are sections.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use vmbus_proto::PAGE_SIZE;
 use vmbus_proto::packet::TransferPageRange;
+
+use crate::hal::Hal;
+use crate::shared::Dma;
 
 /// Most ranges of one packet, as many as Linux takes.
 const MAX_RANGES: usize = 562;
@@ -13,17 +23,34 @@ const MAX_RANGES: usize = 562;
 /// Bytes after the descriptor in the longest packet: a header, ranges, a message with a table.
 const MAX_PACKET: usize = 8 + MAX_RANGES * size_of::<TransferPageRange>() + 128;
 
-/// Where packets are copied to, and the frames they told of.
-pub(super) struct Inbox<F: ?Sized> {
+/// Where packets are copied to, the frames they told of, and what is owed of them.
+pub(super) struct Inbox<H: Hal, F: ?Sized> {
     pub(super) packet: [u8; MAX_PACKET],
+    /// While an adapter is open.
+    pub(super) owed: Option<Owed<H>>,
     pub(super) queue: Queue<F>,
 }
 
-impl<const N: usize> Inbox<[Waiting; N]> {
+impl<H: Hal, const N: usize> Inbox<H, [Waiting; N]> {
     pub(super) const fn new() -> Self {
         Self {
             packet: [0; MAX_PACKET],
+            owed: None,
             queue: Queue::new(),
+        }
+    }
+}
+
+impl<H: Hal, F: ?Sized> Inbox<H, F> {
+    /// Whether nothing more may be taken before a completion has found room.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.owed.as_ref().is_some_and(Owed::is_full)
+    }
+
+    /// The packet `id` is to be completed.
+    pub(super) fn owe(&mut self, id: u64) {
+        if let Some(owed) = &mut self.owed {
+            owed.push(id);
         }
     }
 }
@@ -36,7 +63,7 @@ pub(super) struct Waiting {
     /// Its bytes: they end within the buffer.
     pub(super) length: u32,
     /// The transaction id of its packet, where it is the last one of it.
-    last_of: Option<u64>,
+    pub(super) last_of: Option<u64>,
 }
 
 impl Waiting {
@@ -47,22 +74,103 @@ impl Waiting {
     };
 }
 
-/// A queue of messages in the receive buffer.
-pub(super) struct Queue<F: ?Sized> {
-    /// The packet that is done with and not completed yet. There is one at most: as long as there
-    /// is, nothing is taken, neither out of the ring nor out of the queue.
-    owed: Option<u64>,
+/// What of a number of places is in use.
+#[derive(Clone, Copy)]
+struct Span {
     first: usize,
     count: usize,
+}
+
+impl Span {
+    const EMPTY: Self = Self { first: 0, count: 0 };
+
+    /// The place that has `number` in use before it, of `places`.
+    fn place(self, number: usize, places: usize) -> Option<usize> {
+        self.first.saturating_add(number).checked_rem(places)
+    }
+
+    /// The place for one more, which is in use from now on.
+    fn push(&mut self, places: usize) -> Option<usize> {
+        let place = self.place(self.count, places);
+        let place = place.filter(|_| self.count < places)?;
+        self.count = self.count.saturating_add(1);
+        Some(place)
+    }
+
+    /// The first place in use, which is not any more.
+    fn pop(&mut self, places: usize) -> Option<usize> {
+        self.count = self.count.checked_sub(1)?;
+        let place = self.first;
+        self.first = self.place(1, places)?;
+        Some(place)
+    }
+}
+
+/// Bytes of a transaction id.
+const ID: usize = size_of::<u64>();
+
+/// The packets that are done with and not completed yet, in order, by their transaction ids.
+pub(super) struct Owed<H: Hal> {
+    /// Never the host's.
+    memory: Dma<H>,
+    span: Span,
+}
+
+impl<H: Hal> Owed<H> {
+    /// With room for `packets` at least; `None` where there is no memory.
+    pub(super) fn new(packets: usize) -> Option<Self> {
+        let bytes = packets.checked_mul(ID)?;
+        Some(Self {
+            memory: Dma::new(bytes.div_ceil(PAGE_SIZE).max(1))?,
+            span: Span::EMPTY,
+        })
+    }
+
+    /// How many can be owed.
+    pub(super) fn places(&self) -> usize {
+        self.memory.len() / ID
+    }
+
+    /// Whether no more can be owed. As long as that is so, nothing is taken, neither out of the ring
+    /// nor out of the queue.
+    pub(super) fn is_full(&self) -> bool {
+        self.span.count >= self.places()
+    }
+
+    /// The first one.
+    pub(super) fn first(&self) -> Option<u64> {
+        let place = self.id_at(self.span.first)?;
+        (self.span.count > 0).then(|| place.load(Ordering::Relaxed))
+    }
+
+    /// The first one is completed.
+    pub(super) fn pop(&mut self) {
+        self.span.pop(self.places());
+    }
+
+    /// One more; there is room for it.
+    pub(super) fn push(&mut self, id: u64) {
+        let place = self.span.push(self.places());
+        if let Some(place) = place.and_then(|place| self.id_at(place)) {
+            place.store(id, Ordering::Relaxed);
+        }
+    }
+
+    fn id_at(&self, place: usize) -> Option<&AtomicU64> {
+        self.memory.u64_at(place.checked_mul(ID)?)
+    }
+}
+
+/// A queue of messages in the receive buffer.
+pub(super) struct Queue<F: ?Sized> {
+    span: Span,
     frames: F,
 }
 
 impl<const N: usize> Queue<[Waiting; N]> {
     const fn new() -> Self {
         Self {
-            owed: None,
-            first: 0,
-            count: 0,
+            span: Span::EMPTY,
             frames: [Waiting::NONE; N],
         }
     }
@@ -71,76 +179,55 @@ impl<const N: usize> Queue<[Waiting; N]> {
 impl Queue<[Waiting]> {
     /// Forgets everything.
     pub(super) fn reset(&mut self) {
-        (self.owed, self.first, self.count) = (None, 0, 0);
-    }
-
-    /// The packet to complete before anything else.
-    pub(super) fn owed(&self) -> Option<u64> {
-        self.owed
-    }
-
-    /// It is completed.
-    pub(super) fn paid(&mut self) {
-        self.owed = None;
+        self.span = Span::EMPTY;
     }
 
     /// Whether no frame waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.count == 0
+        self.span.count == 0
     }
 
     /// Whether there may be no place for the frames of another packet. No host is known to send more
     /// than some dozens in one.
     pub(super) fn is_half_full(&self) -> bool {
-        self.count > self.frames.len() / 2
+        self.span.count > self.frames.len() / 2
     }
 
-    /// Takes the ranges of the packet `id`, as offset and length; returns how many were lost. Nothing
-    /// is owed.
-    pub(super) fn push_packet(&mut self, id: u64, ranges: impl Iterator<Item = (u32, u32)>) -> u32 {
+    /// Takes the ranges of the packet `id`, as offset and length. Returns how many were lost, and
+    /// whether none was taken, so that the packet is owed at once.
+    pub(super) fn push_packet(
+        &mut self,
+        id: u64,
+        ranges: impl Iterator<Item = (u32, u32)>,
+    ) -> (u32, bool) {
         let mut lost = 0u32;
         let mut last = None;
         for (offset, length) in ranges {
-            match self.place(self.count) {
-                Some(place) if self.count < self.frames.len() => {
-                    if let Some(frame) = self.frames.get_mut(place) {
-                        *frame = Waiting {
-                            offset,
-                            length,
-                            last_of: None,
-                        };
-                    }
-                    last = Some(place);
-                    self.count = self.count.saturating_add(1);
+            let place = self.span.push(self.frames.len());
+            match place.and_then(|place| self.frames.get_mut(place)) {
+                Some(frame) => {
+                    *frame = Waiting {
+                        offset,
+                        length,
+                        last_of: None,
+                    };
+                    last = place;
                 }
-                _ => lost = lost.saturating_add(1),
+                None => lost = lost.saturating_add(1),
             }
         }
-        match last.and_then(|last| self.frames.get_mut(last)) {
-            Some(frame) => frame.last_of = Some(id),
-            None => self.owed = Some(id),
+        let last = last.and_then(|last| self.frames.get_mut(last));
+        let none = last.is_none();
+        if let Some(frame) = last {
+            frame.last_of = Some(id);
         }
-        lost
+        (lost, none)
     }
 
-    /// Takes the first frame. Nothing is owed before; afterwards the packet is, where this was its
-    /// last frame.
+    /// Takes the first frame. Where it is the last one of its packet, that is owed from now on.
     pub(super) fn pop(&mut self) -> Option<Waiting> {
-        if self.count == 0 {
-            return None;
-        }
-        let frame = self.frames.get(self.first).copied()?;
-        self.first = self.place(1).unwrap_or_default();
-        self.count = self.count.saturating_sub(1);
-        self.owed = frame.last_of;
-        Some(frame)
-    }
-
-    /// Where the frame is that has `number` frames before it.
-    fn place(&self, number: usize) -> Option<usize> {
-        self.first
-            .saturating_add(number)
-            .checked_rem(self.frames.len())
+        let place = self.span.pop(self.frames.len())?;
+        self.frames.get(place).copied()
     }
 }
 
@@ -149,29 +236,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_packet_is_owed_once_when_its_last_frame_is_taken() {
+    fn the_last_frame_of_each_packet_names_it() {
         let mut queue = Queue::<[Waiting; 4]>::new();
         let queue: &mut Queue<[Waiting]> = &mut queue;
-        let mut taken = 0;
         let mut expected = 0;
         let mut numbers = 0..;
         for id in 1..200u64 {
-            let ranges = numbers.by_ref().take((id % 4) as usize);
-            assert_eq!(queue.push_packet(id, ranges.map(|n| (n, n + 1))), 0);
-            while let Some(frame) = queue.pop() {
+            let count = id % 4;
+            let ranges = numbers.by_ref().take(count as usize);
+            let pushed = queue.push_packet(id, ranges.map(|n| (n, n + 1)));
+            assert_eq!(pushed, (0, count == 0));
+            for left in (0..count).rev() {
+                let frame = queue.pop().unwrap();
                 assert_eq!((frame.offset, frame.length), (expected, expected + 1));
+                assert_eq!(frame.last_of, (left == 0).then_some(id));
                 expected += 1;
-                if queue.owed().is_some() {
-                    break;
-                }
             }
-            // Also where it had no frame at all.
-            assert_eq!(queue.owed(), Some(id));
-            queue.paid();
             assert_eq!(queue.pop(), None);
-            taken += 1;
         }
-        assert_eq!(taken, 199);
     }
 
     #[test]
@@ -179,19 +261,29 @@ mod tests {
         let mut queue = Queue::<[Waiting; 4]>::new();
         let queue: &mut Queue<[Waiting]> = &mut queue;
         let ranges = |count| (0..count).map(|n| (n, 1));
-        assert_eq!(queue.push_packet(7, ranges(3)), 0);
-        assert_eq!(queue.push_packet(8, ranges(3)), 2);
-        assert_eq!(queue.owed(), None);
-        assert_eq!(queue.push_packet(9, ranges(3)), 3);
-        assert_eq!(queue.owed(), Some(9), "none of it waits");
-        queue.paid();
-        let owed: [_; 4] = core::array::from_fn(|_| {
-            queue.pop().unwrap();
-            let owed = queue.owed();
-            queue.paid();
-            owed
-        });
-        assert_eq!(owed, [None, None, Some(7), Some(8)]);
+        assert_eq!(queue.push_packet(7, ranges(3)), (0, false));
+        assert_eq!(queue.push_packet(8, ranges(3)), (2, false));
+        assert_eq!(queue.push_packet(9, ranges(3)), (3, true));
+        let last_of: [_; 4] = core::array::from_fn(|_| queue.pop().unwrap().last_of);
+        assert_eq!(last_of, [None, None, Some(7), Some(8)]);
         assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn a_span_goes_around() {
+        let mut span = Span::EMPTY;
+        for round in 0..9 {
+            for number in 0..4 {
+                assert_eq!(span.push(4), Some((round + number) % 4));
+            }
+            assert_eq!(span.push(4), None);
+            for number in 0..4 {
+                assert_eq!(span.pop(4), Some((round + number) % 4));
+            }
+            assert_eq!(span.pop(4), None);
+            // From the next place on.
+            assert_eq!(span.push(4), Some(round % 4));
+            assert_eq!(span.pop(4), Some(round % 4));
+        }
     }
 }

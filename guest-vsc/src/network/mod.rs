@@ -13,7 +13,7 @@
 //!
 //! Neither waits, both work from any processor and in interrupt handlers, and neither needs a heap:
 //! [`NetworkMemory`] has places for as many frames on their way as the caller likes. With the feature
-//! `alloc` there are `receive` and `send` besides, in the shape of `virtio-drivers`' `VirtIONet`; with
+//! `async` both are futures, too (`receive_async`, `send_async`). With the feature `alloc` there are `receive` and `send` besides, in the shape of `virtio-drivers`' `VirtIONet`; with
 //! the feature `smoltcp` a `Phy` for that stack.
 //!
 //! Nobody is told that frames wait but by the channel's interrupt;
@@ -50,6 +50,8 @@
 //! ```
 
 mod conversation;
+#[cfg(feature = "async")]
+mod future;
 mod inbox;
 mod open;
 #[cfg(feature = "alloc")]
@@ -60,6 +62,8 @@ mod places;
 mod receive;
 mod transmit;
 
+#[cfg(feature = "async")]
+pub use future::{ReceiveFrame, SendFrame};
 #[cfg(feature = "alloc")]
 pub use owned::{RxBuffer, TxBuffer};
 #[cfg(feature = "smoltcp")]
@@ -108,7 +112,7 @@ pub struct NetworkMemory<
 > {
     claimed: AtomicBool,
     places: IrqMutex<H, Places<[Place<B>; SENDS]>>,
-    inbox: IrqMutex<H, Inbox<[Waiting; FRAMES]>>,
+    inbox: IrqMutex<H, Inbox<H, [Waiting; FRAMES]>>,
     #[cfg(feature = "alloc")]
     spare: IrqMutex<H, owned::Spare>,
 }
@@ -138,7 +142,9 @@ impl<H: Hal, B, const SENDS: usize, const FRAMES: usize> Default
 /// How to open an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetworkOptions {
-    /// Bytes that a frame may have beside its Ethernet header; the adapter may allow less.
+    /// Bytes that a frame may have beside its Ethernet header; the adapter may allow less. Where that
+    /// is too long for a section of the send buffer, each packet on its way takes whole pages besides,
+    /// which lie together.
     pub mtu: u32,
     /// Bytes of the receive buffer, rounded up to whole pages, which lie together. A frame takes the
     /// MTU and about 200 bytes more.
@@ -227,9 +233,14 @@ fn count(counter: &AtomicU64, more: u64) {
 pub struct Network<'b, H: Hal, B: Buffer = &'static mut [u8]> {
     channel: Channel<'b, H>,
     places: &'b IrqMutex<H, Places<[Place<B>]>>,
-    inbox: &'b IrqMutex<H, Inbox<[Waiting]>>,
+    inbox: &'b IrqMutex<H, Inbox<H, [Waiting]>>,
     #[cfg(feature = "alloc")]
     spare: &'b IrqMutex<H, owned::Spare>,
+    /// Futures that wait for news, and whether there was some.
+    #[cfg(feature = "async")]
+    wakers: IrqMutex<H, future::Wakers>,
+    #[cfg(feature = "async")]
+    taken: AtomicBool,
     exchange: IrqMutex<H, Exchange>,
     /// Whether a processor waits for an answer.
     asking: AtomicBool,
@@ -239,6 +250,8 @@ pub struct Network<'b, H: Hal, B: Buffer = &'static mut [u8]> {
     send_buffer: Dma<H>,
     /// Where messages to the adapter are that are no frames.
     control_page: Dma<H>,
+    /// Where frames are copied to that are too long for a section, where there can be such.
+    copies: Option<transmit::Copies<H>>,
     /// Bytes of a section of the send buffer.
     section_size: usize,
     mac: [u8; 6],
@@ -314,6 +327,9 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
     pub fn handle_interrupt(&self) {
         // The end of the channel is told by `Channel::check`.
         let _ = self.pump(Until::HalfFull);
+        // Room in the ring is news that no packet tells.
+        #[cfg(feature = "async")]
+        self.wake();
     }
 
     /// Waits until a frame can be received or, where there was no place for one to send, until there
@@ -355,7 +371,12 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
             for memory in [&self.receive_buffer, &self.send_buffer, &self.control_page] {
                 memory.reclaim();
             }
+            if let Some(copies) = &self.copies {
+                copies.memory().reclaim();
+            }
         }
+        #[cfg(feature = "async")]
+        self.wake();
         closed
     }
 }
@@ -368,6 +389,10 @@ impl<H: Hal, B: Buffer> Drop for Network<'_, H, B> {
         #[cfg(feature = "alloc")]
         self.drop_sent();
         self.places.with(|places| places.reset(0));
-        self.inbox.with(|inbox| inbox.queue.reset());
+        // Its memory is given back when the lock is released.
+        let _owed = self.inbox.with(|inbox| {
+            inbox.queue.reset();
+            inbox.owed.take()
+        });
     }
 }

@@ -16,6 +16,8 @@ use vmbus_proto::rndis::{Request, VERSION, oid};
 use zerocopy::IntoBytes as _;
 
 use super::conversation::{Exchange, success};
+use super::inbox::Owed;
+use super::transmit::Copies;
 use super::{Buffer, Counters, ETHERNET_HEADER, Network, NetworkMemory, NetworkOptions, Offloads};
 use crate::bus::{Claim, Offer, VmBus};
 use crate::channel::Channel;
@@ -55,11 +57,16 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
             receive_buffer: pages(options.receive_buffer).ok_or(Error::OutOfMemory)?,
             send_buffer: pages(options.send_buffer).ok_or(Error::OutOfMemory)?,
             control_page: pages(1).ok_or(Error::OutOfMemory)?,
+            copies: None,
             channel: Channel::open(bus, offer, &options.channel)?,
             places: &memory.places,
             inbox: &memory.inbox,
             #[cfg(feature = "alloc")]
             spare: &memory.spare,
+            #[cfg(feature = "async")]
+            wakers: IrqMutex::new(super::future::Wakers::new()),
+            #[cfg(feature = "async")]
+            taken: AtomicBool::new(false),
             exchange: IrqMutex::new(Exchange::default()),
             asking: AtomicBool::new(false),
             next_request: AtomicU32::new(1),
@@ -77,9 +84,11 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
         network.control_page.lend();
         network.places.with(|places| places.reset(0));
         network.inbox.with(|inbox| inbox.queue.reset());
+        network.make_room_to_owe(1)?;
         network.agree()?;
         network.lend_buffers()?;
         network.initialize(options)?;
+        network.make_copies()?;
         Ok(network)
     }
 
@@ -138,6 +147,8 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
             ));
         }
 
+        self.make_room_to_owe(sections.count.get() as usize)?;
+
         let gpadl = self.channel.lend(&self.send_buffer)?;
         let message = Message::SendSendBuffer(buffer(gpadl, SEND_BUFFER_ID));
         let Message::SendSendBufferComplete(status, size) = self.ask(message)? else {
@@ -182,6 +193,26 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
         *self.connected.get_mut() = disconnected != Some(oid::MEDIA_DISCONNECTED);
         *self.link_changed.get_mut() = false;
         self.set_promiscuous(options.promiscuous)
+    }
+
+    /// Makes room for as many completions as may be owed of `sections`. What was owed before the host
+    /// had any is forgotten.
+    fn make_room_to_owe(&self, sections: usize) -> Result<(), Error> {
+        let owed = Owed::new(sections).ok_or(Error::OutOfMemory)?;
+        // The memory of one is given back when the lock is released.
+        let _before = self.inbox.with(|inbox| inbox.owed.replace(owed));
+        Ok(())
+    }
+
+    /// Makes room for copies of frames that are too long for a section, where there can be such.
+    fn make_copies(&mut self) -> Result<(), Error> {
+        if self.max_frame() > self.max_in_section() {
+            let places = self.places.with(|places| places.usable());
+            let copies = Copies::new(self.max_frame(), places).ok_or(Error::OutOfMemory)?;
+            copies.memory().lend();
+            self.copies = Some(copies);
+        }
+        Ok(())
     }
 
     /// The value of an object that is a number.

@@ -143,7 +143,7 @@ impl<H: Hal> Network<'_, H, Vec<u8>> {
             let Some(buffer) = frame.take() else {
                 return Ok(Some(()));
             };
-            let (result, buffer) = if buffer.len() <= self.max_copied() {
+            let (result, buffer) = if buffer.len() <= self.max_in_section() {
                 (self.try_send_with(&buffer, info), Some(buffer))
             } else {
                 match self.start_owned(buffer, info, Taker::Driver) {
@@ -154,6 +154,8 @@ impl<H: Hal> Network<'_, H, Vec<u8>> {
             match result {
                 Err(Error::Full) => {
                     frame = buffer;
+                    // The host may make room in our ring only when it has some in its own.
+                    self.pump(Until::Empty)?;
                     Ok(None)
                 }
                 result => {

@@ -94,7 +94,6 @@ impl<'b, H: Hal, B: Buffer> Device for Phy<'_, 'b, H, B> {
         capabilities.max_transmission_unit = self
             .network
             .max_frame()
-            .min(self.network.max_copied())
             .min(self.receive.len())
             .min(self.transmit.len());
         if leaves_checksums(self.network) {

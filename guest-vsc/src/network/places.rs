@@ -114,6 +114,11 @@ impl<B> Places<[Place<B>]> {
         (self.free, self.next, self.done) = (self.usable, 0, 0);
     }
 
+    /// How many frames can be on their way.
+    pub(super) fn usable(&self) -> usize {
+        usize::from(self.usable)
+    }
+
     /// Whether a frame can go.
     pub(super) fn has_free(&self) -> bool {
         self.free != 0

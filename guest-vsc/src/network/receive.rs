@@ -13,7 +13,7 @@ use vmbus_proto::rndis::{
 use zerocopy::FromBytes as _;
 
 use super::conversation::MAX_MESSAGE;
-use super::inbox::{Inbox, Queue, Waiting};
+use super::inbox::{Inbox, Owed, Queue, Waiting};
 use super::{Buffer, ETHERNET_HEADER, Network, count};
 use crate::bus::count as count_on_bus;
 use crate::error::Error;
@@ -74,10 +74,10 @@ impl RxChecksum {
 impl<H: Hal, B: Buffer> Network<'_, H, B> {
     /// Whether a frame can be received. Never waits; may be called in interrupt context.
     pub fn can_recv(&self) -> bool {
-        self.inbox.with(|inbox| {
+        self.with_inbox(|inbox| {
             // The end of the channel is told by `Channel::check`.
             let _ = self.take_packets(inbox, Until::Frame);
-            !inbox.queue.is_empty() && self.pay(&mut inbox.queue).is_ok_and(|paid| paid)
+            !inbox.queue.is_empty() && !inbox.is_stopped()
         })
     }
 
@@ -87,11 +87,11 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
     /// # Errors
     /// The channel has come to an end.
     pub fn try_receive(&self, buffer: &mut [u8]) -> Result<Option<Received>, Error> {
-        self.inbox.with(|inbox| {
+        self.with_inbox(|inbox| {
             // Not for ever, where all that comes cannot be.
             for _ in 0..PACKETS_AT_ONCE {
                 self.take_packets(inbox, Until::Frame)?;
-                if !self.pay(&mut inbox.queue)? {
+                if inbox.is_stopped() {
                     return Ok(None);
                 }
                 let Some(waiting) = inbox.queue.pop() else {
@@ -99,8 +99,11 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
                     return Ok(None);
                 };
                 let taken = self.take_frame(waiting, buffer);
-                // Where that cannot be now, the next call makes up for it, or says why.
-                let _ = self.pay(&mut inbox.queue);
+                if let Some(id) = waiting.last_of {
+                    inbox.owe(id);
+                    // The end of the channel is told by the next call.
+                    let _ = self.pay(&mut inbox.owed);
+                }
                 if taken.is_some() {
                     return Ok(taken);
                 }
@@ -109,34 +112,46 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         })
     }
 
+    /// Runs `f` on the inbox, and wakes whoever waits for what it took.
+    fn with_inbox<R>(&self, f: impl FnOnce(&mut Inbox<H, [Waiting]>) -> R) -> R {
+        let result = self.inbox.with(f);
+        #[cfg(feature = "async")]
+        if self.taken.swap(false, Ordering::AcqRel) {
+            self.wake();
+        }
+        result
+    }
+
     /// Takes what the host has sent, as far as `until`.
     pub(super) fn pump(&self, until: Until) -> Result<(), Error> {
-        self.inbox.with(|inbox| self.take_packets(inbox, until))
+        self.with_inbox(|inbox| self.take_packets(inbox, until))
     }
 
     /// Takes packets from the ring until there are none, or as many frames wait as `until` says.
-    fn take_packets(&self, inbox: &mut Inbox<[Waiting]>, until: Until) -> Result<(), Error> {
+    fn take_packets(&self, inbox: &mut Inbox<H, [Waiting]>, until: Until) -> Result<(), Error> {
         let mut told = false;
         let mut result = Ok(());
         for _ in 0..PACKETS_AT_ONCE {
+            // First, as nothing else may come before there is room for more in the host's ring.
+            if let Err(error) = self.pay(&mut inbox.owed) {
+                result = Err(error);
+                break;
+            }
             let enough = match until {
                 Until::Frame => !inbox.queue.is_empty(),
                 Until::HalfFull => inbox.queue.is_half_full(),
                 Until::Empty => false,
             };
-            if enough {
+            if enough || inbox.is_stopped() {
                 break;
             }
-            match self.pay(&mut inbox.queue) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            }
             match self.channel.receive(&mut inbox.packet) {
-                Ok(Some(packet)) => self.take_packet(&packet, &mut inbox.queue),
+                Ok(Some(packet)) => {
+                    let id = packet.transaction_id;
+                    if self.take_packet(&packet, &mut inbox.queue) {
+                        inbox.owe(id);
+                    }
+                }
                 Ok(None) => break,
                 Err(error) => {
                     result = Err(error);
@@ -148,28 +163,32 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         if told {
             // Perhaps another processor is about to sleep on what has come.
             self.channel.tell();
+            #[cfg(feature = "async")]
+            self.taken.store(true, Ordering::Release);
         }
         result
     }
 
-    /// Completes the packet that is done with; false where there is no room for that now.
-    fn pay(&self, queue: &mut Queue<[Waiting]>) -> Result<bool, Error> {
-        let Some(id) = queue.owed() else {
-            return Ok(true);
+    /// Completes the packets that are done with, as far as there is room for it now: where there is
+    /// not, the host rings when there is.
+    fn pay(&self, owed: &mut Option<Owed<H>>) -> Result<(), Error> {
+        let Some(owed) = owed else {
+            return Ok(());
         };
-        let message = Message::SendRndisPacketComplete(netvsp_status::SUCCESS);
-        let message = message.encode(self.version);
-        match self.channel.send(&Outgoing::completion(id, &message)) {
-            Ok(()) => {
-                queue.paid();
-                Ok(true)
+        while let Some(id) = owed.first() {
+            let message = Message::SendRndisPacketComplete(netvsp_status::SUCCESS);
+            let message = message.encode(self.version);
+            match self.channel.send(&Outgoing::completion(id, &message)) {
+                Ok(()) => owed.pop(),
+                Err(Error::Full) => break,
+                Err(error) => return Err(error),
             }
-            Err(Error::Full) => Ok(false),
-            Err(error) => Err(error),
         }
+        Ok(())
     }
 
-    fn take_packet(&self, packet: &RingPacket<'_>, queue: &mut Queue<[Waiting]>) {
+    /// Takes a packet; says whether it is to be completed at once.
+    fn take_packet(&self, packet: &RingPacket<'_>, queue: &mut Queue<[Waiting]>) -> bool {
         let bus = &self.channel.bus().counters;
         let message = Message::parse(Sender::Host, packet.payload);
         match (packet.kind, message) {
@@ -186,7 +205,7 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
                     }
                     _ => None,
                 };
-                self.take_ranges(packet.transaction_id, channel, ranges, queue);
+                return self.take_ranges(packet.transaction_id, channel, ranges, queue);
             }
             // There is a way past the host that we do not take.
             (PacketKind::InBand, Ok(Message::SendVfAssociation(..))) => {}
@@ -194,6 +213,7 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
             (PacketKind::InBand, _) if SendTable::parse(packet.payload).is_some() => {}
             _ => count_on_bus(&bus.bad_packets),
         }
+        false
     }
 
     /// A packet of ours is done with; says whether it was.
@@ -218,14 +238,15 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         known
     }
 
-    /// Takes a packet about the receive buffer, of the `channel` of RNDIS where there is one.
+    /// Takes a packet about the receive buffer, of the `channel` of RNDIS where there is one; says
+    /// whether it is to be completed at once.
     fn take_ranges(
         &self,
         id: u64,
         channel: Option<u32>,
         ranges: &[TransferPageRange],
         queue: &mut Queue<[Waiting]>,
-    ) {
+    ) -> bool {
         let bad = |ranges: usize| count(&self.counters.bad, ranges as u64);
         let within = |range: &TransferPageRange| {
             let (offset, length) = (range.byte_offset.get(), range.byte_count.get());
@@ -236,11 +257,11 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
             }
             within.then_some((offset, length))
         };
-        let none = core::iter::empty();
         match channel {
             Some(rndis_channel::DATA) => {
-                let lost = queue.push_packet(id, ranges.iter().filter_map(within));
+                let (lost, none) = queue.push_packet(id, ranges.iter().filter_map(within));
                 count(&self.counters.lost, u64::from(lost));
+                return none;
             }
             Some(rndis_channel::CONTROL) => {
                 for (offset, length) in ranges.iter().filter_map(within) {
@@ -248,13 +269,10 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
                         bad(1);
                     }
                 }
-                queue.push_packet(id, none);
             }
-            _ => {
-                bad(ranges.len().max(1));
-                queue.push_packet(id, none);
-            }
+            _ => bad(ranges.len().max(1)),
         }
+        true
     }
 
     /// Takes a message of RNDIS that is no frame; `None` where it cannot be.

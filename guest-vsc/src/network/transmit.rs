@@ -1,8 +1,13 @@
 //! Frames to the net.
 //!
-//! Every packet takes a section of the send buffer: for all of the frame where it is copied, or for
-//! what goes before it where the host takes it out of the caller's own buffer.
+//! Every packet takes a section of the send buffer: for all of the frame where it is copied and not
+//! too long for one, or for what goes before it where the host takes it out of a buffer: the caller's
+//! own, or pages of ours that a long frame was copied to.
+//!
+//! Frames leave a part of the ring to the completions of received ones. A host that has no room for
+//! answers may take nothing before it gets some.
 
+use vmbus_proto::PAGE_SIZE;
 use vmbus_proto::gpa::GpaRangeWriter;
 use vmbus_proto::netvsp::{Message, SendRndisPacket, rndis_channel};
 use vmbus_proto::packet::Outgoing;
@@ -11,8 +16,49 @@ use vmbus_proto::rndis::packet::{MAX_PREFIX, PacketInfo, Prefix};
 use super::places::{MAX_PAGES, Pages, Sent, Taker};
 use super::receive::Until;
 use super::{Buffer, Network, Token, count};
+use crate::PAGE;
 use crate::error::Error;
 use crate::hal::Hal;
+use crate::shared::Dma;
+
+/// One part in so many of the ring is left to completions.
+const SPARED: u32 = 4;
+
+/// Pages of ours for copies of frames that are too long for a section, for each place as many.
+pub(super) struct Copies<H: Hal> {
+    memory: Dma<H>,
+    /// Pages of each.
+    pages: usize,
+}
+
+impl<H: Hal> Copies<H> {
+    /// For frames of `longest` bytes in `places` places; `None` where there is no memory.
+    pub(super) fn new(longest: usize, places: usize) -> Option<Self> {
+        let pages = longest.div_ceil(PAGE_SIZE);
+        Some(Self {
+            memory: Dma::new(pages.checked_mul(places)?)?,
+            pages,
+        })
+    }
+
+    /// The memory.
+    pub(super) fn memory(&self) -> &Dma<H> {
+        &self.memory
+    }
+
+    /// Most bytes of a copy.
+    fn longest(&self) -> usize {
+        self.pages.saturating_mul(PAGE_SIZE)
+    }
+
+    /// Copies a frame to the pages of a place and returns their frame numbers.
+    fn put(&self, token: Token, frame: &[u8]) -> impl ExactSizeIterator<Item = u64> + use<H> {
+        let first = usize::from(token.index).saturating_mul(self.pages);
+        self.memory.write(first.saturating_mul(PAGE_SIZE), frame);
+        let pfn = (self.memory.paddr() / PAGE).saturating_add(first as u64);
+        (0..frame.len().div_ceil(PAGE_SIZE)).map(move |page| pfn.saturating_add(page as u64))
+    }
+}
 
 impl<H: Hal, B: Buffer> Network<'_, H, B> {
     /// Whether there is a place for a packet. Never waits; may be called in interrupt context.
@@ -30,9 +76,15 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         self.places.with(|places| places.busy())
     }
 
-    /// Most bytes of a frame that [`try_send`](Self::try_send) takes. With Hyper-V's sections that
-    /// is more than frames have at the usual MTU, but less than at 9000.
+    /// Most bytes of a frame that [`try_send`](Self::try_send) takes: at least
+    /// [`max_frame`](Self::max_frame).
     pub fn max_copied(&self) -> usize {
+        let copied = self.copies.as_ref().map_or(0, Copies::longest);
+        self.max_in_section().max(copied)
+    }
+
+    /// Most bytes of a frame that goes into a section.
+    pub(super) fn max_in_section(&self) -> usize {
         self.section_size.saturating_sub(MAX_PREFIX)
     }
 
@@ -62,12 +114,23 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         let at = self.section(token);
         let frame_at = at.saturating_add(prefix.bytes().len());
         self.send_buffer.write(at, prefix.bytes());
-        self.send_buffer.write(frame_at, frame);
-        let length = prefix.bytes().len().saturating_add(frame.len());
-        let message = self.message(token, length);
-        let packet = Outgoing::in_band(token.transaction_id(), &message, true);
-        self.places
-            .with(|places| places.start(token, || self.channel.send(&packet)))?;
+        let copies = self.copies.as_ref();
+        match copies.filter(|_| frame.len() > self.max_in_section()) {
+            Some(copies) => {
+                let pfns = copies.put(token, frame);
+                let message = self.message(token, prefix.bytes().len());
+                let send = || self.send_pages(token, pfns, 0, frame.len() as u32, &message);
+                self.places.with(|places| places.start(token, send))?;
+            }
+            None => {
+                self.send_buffer.write(frame_at, frame);
+                let length = prefix.bytes().len().saturating_add(frame.len());
+                let message = self.message(token, length);
+                let packet = Outgoing::in_band(token.transaction_id(), &message, true);
+                let send = || self.channel.send_sparing(SPARED, &packet);
+                self.places.with(|places| places.start(token, send))?;
+            }
+        }
         count(&self.counters.sent, 1);
         Ok(())
     }
@@ -115,37 +178,38 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         let prefix = Prefix::new(length, info, 0);
         self.send_buffer.write(self.section(token), prefix.bytes());
         let message = self.message(token, prefix.bytes().len());
-        let send = |pages: &Pages| self.send_pages(token, pages, length, &message);
+        let send = |pages: &Pages| {
+            self.send_pages(token, pages.pfns(), pages.byte_offset(), length, &message)
+        };
         self.places
             .with(|places| places.start_owned::<H>(token, taker, buffer, send))?;
         count(&self.counters.sent, 1);
         Ok(token)
     }
 
-    /// Puts a packet into the ring with the pages of a frame, each in a range of its own as all
-    /// guests do.
+    /// Puts a packet into the ring with the pages of a frame of `length` bytes, which begins at
+    /// `offset` in the first one; each in a range of its own as all guests do.
     fn send_pages(
         &self,
         token: Token,
-        pages: &Pages,
+        pfns: impl ExactSizeIterator<Item = u64>,
+        mut offset: u32,
         length: u32,
         message: &[u8],
     ) -> Result<(), Error> {
         let mut ranges = [0; 8 + 16 * MAX_PAGES];
-        let count = pages.pfns().len() as u32;
-        let writer = GpaRangeWriter::gpa_direct(&mut ranges, count);
+        let writer = GpaRangeWriter::gpa_direct(&mut ranges, pfns.len() as u32);
         let mut writer = writer.ok_or(Error::TooLong)?;
         let mut left = length;
-        let mut offset = pages.byte_offset();
-        for pfn in pages.pfns() {
-            let here = left.min((crate::PAGE as u32).saturating_sub(offset));
+        for pfn in pfns {
+            let here = left.min((PAGE as u32).saturating_sub(offset));
             writer.range(here, offset).ok_or(Error::TooLong)?;
             writer.pfn(pfn).ok_or(Error::TooLong)?;
             left = left.saturating_sub(here);
             offset = 0;
         }
         let packet = Outgoing::gpa_direct(token.transaction_id(), writer.finish(), message);
-        self.channel.send(&packet)
+        self.channel.send_sparing(SPARED, &packet)
     }
 
     /// A place, after a look for such as have become free.

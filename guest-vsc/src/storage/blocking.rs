@@ -6,14 +6,16 @@
 //! that it touches no memory of ours any more.
 #![expect(unsafe_code, reason = "a borrowed buffer is shared with the host here")]
 
+use core::borrow::Borrow;
 use core::ptr::NonNull;
+use core::time::Duration;
 
 use vmbus_proto::scsi::{Cdb, SenseKey};
 use vmbus_proto::storvsp::{DATA_IN, DATA_NONE, DATA_OUT, Srb, VstorPacket};
 
 use super::error::outcome;
 use super::request::Taker;
-use super::{SECTOR_SIZE, Storage, StorageError, Token};
+use super::{Controller, SECTOR_SIZE, Storage, StorageError, Token};
 use crate::buffer::Buffer;
 use crate::error::{Error, Waited};
 use crate::hal::{BufferDirection, Hal};
@@ -42,7 +44,14 @@ impl Data<'_> {
 /// How often a command is sent again that met a unit attention: the device had news, no failure.
 const ATTENTIONS: u32 = 4;
 
-impl<H: Hal, B: Buffer> Storage<'_, H, B> {
+/// Which unit a command is for, and how long it may take.
+#[derive(Clone, Copy)]
+pub(super) struct Address {
+    pub(super) lun: u8,
+    pub(super) timeout: Duration,
+}
+
+impl<'b, H: Hal, B: Buffer, C: Borrow<Controller<'b, H, B>>> Storage<'b, H, B, C> {
     /// Reads whole blocks from `sector` (of 512 bytes) on, as many as `buffer` holds. Waits for
     /// the device.
     ///
@@ -110,27 +119,38 @@ impl<H: Hal, B: Buffer> Storage<'_, H, B> {
     /// [`StorageError::Device`] where the device refuses or fails; [`StorageError::TooLong`]
     /// where the data is longer than one request can move.
     pub fn execute(&self, cdb: &[u8], mut data: Data<'_>) -> Result<u32, StorageError> {
-        self.command(cdb, &mut data)
+        let address = self.address();
+        self.controller().command(address, cdb, &mut data)
     }
 
     /// Sends a command again while the device answers with news, and wants all its data moved.
     pub(super) fn whole(&self, cdb: &Cdb, data: &mut Data<'_>) -> Result<(), StorageError> {
-        match self.with_attention(cdb, data)? {
+        match self.ask(cdb, data)? {
             moved if moved as usize == data.len() => Ok(()),
             moved => Err(StorageError::Short(moved)),
         }
     }
 
+    pub(super) fn address(&self) -> Address {
+        Address {
+            lun: self.lun,
+            timeout: self.timeout,
+        }
+    }
+}
+
+impl<H: Hal, B: Buffer> Controller<'_, H, B> {
     /// Sends a command again while the device answers with news.
     pub(super) fn with_attention(
         &self,
+        address: Address,
         cdb: &Cdb,
         data: &mut Data<'_>,
     ) -> Result<u32, StorageError> {
         let cdb = cdb.to_bytes();
         let mut attentions = 0;
         loop {
-            match self.command(cdb.as_slice(), data) {
+            match self.command(address, cdb.as_slice(), data) {
                 Err(StorageError::Device(sense))
                     if sense.key == SenseKey::UnitAttention && attentions < ATTENTIONS =>
                 {
@@ -141,8 +161,13 @@ impl<H: Hal, B: Buffer> Storage<'_, H, B> {
         }
     }
 
-    fn command(&self, cdb: &[u8], data: &mut Data<'_>) -> Result<u32, StorageError> {
-        if data.len() > self.max_transfer() {
+    fn command(
+        &self,
+        address: Address,
+        cdb: &[u8],
+        data: &mut Data<'_>,
+    ) -> Result<u32, StorageError> {
+        if data.len() > self.max_transfer {
             return Err(StorageError::TooLong);
         }
         let length = data.len() as u32;
@@ -151,7 +176,7 @@ impl<H: Hal, B: Buffer> Storage<'_, H, B> {
             Data::Out(buffer) if !buffer.is_empty() => (DATA_OUT, Some(NonNull::from(*buffer))),
             _ => (DATA_NONE, None),
         };
-        let srb = Srb::request(self.lun(), cdb, direction, length);
+        let srb = Srb::request(address.lun, cdb, direction, length);
         let packet = VstorPacket::execute_srb(&srb);
         let direction = if direction == DATA_IN {
             BufferDirection::DeviceToDriver
@@ -160,14 +185,20 @@ impl<H: Hal, B: Buffer> Storage<'_, H, B> {
         };
         // SAFETY: `data` is borrowed by this call, which does not touch it before `run` returns;
         // for `Data::Out` the host only reads.
-        let answer = unsafe { self.run(&packet, region.map(|region| (region, direction))) }?;
+        let answer = unsafe {
+            self.run(
+                &packet,
+                address.timeout,
+                region.map(|region| (region, direction)),
+            )
+        }?;
         outcome(&answer, length)
     }
 
     /// Sends a packet without data and waits for its answer.
     pub(super) fn ask(&self, packet: &VstorPacket) -> Result<VstorPacket, Error> {
         // SAFETY: there is no buffer.
-        unsafe { self.run(packet, None) }
+        unsafe { self.run(packet, self.timeout, None) }
     }
 
     /// Sends a packet and waits for its answer. When this returns, the host is done with the
@@ -178,10 +209,10 @@ impl<H: Hal, B: Buffer> Storage<'_, H, B> {
     unsafe fn run(
         &self,
         packet: &VstorPacket,
+        timeout: Duration,
         buffer: Option<(NonNull<[u8]>, BufferDirection)>,
     ) -> Result<VstorPacket, Error> {
-        let deadline = self.deadline();
-        let token = self.channel.wait(Waited::Room, deadline, || {
+        let token = self.wait(Waited::Room, timeout, || {
             let started = self.table.with(|table| match buffer {
                 None => table.start(Taker::Caller, |token, mapping| {
                     self.send(packet, token, mapping)
@@ -200,16 +231,16 @@ impl<H: Hal, B: Buffer> Storage<'_, H, B> {
                 Err(error) => Err(error),
             }
         })?;
-        self.finish(token)
+        self.finish(token, timeout)
     }
 
     /// Waits for a request without an owned buffer.
-    fn finish(&self, token: Token) -> Result<VstorPacket, Error> {
-        let waited = self.channel.wait(Waited::Completion, self.deadline(), || {
+    fn finish(&self, token: Token, timeout: Duration) -> Result<VstorPacket, Error> {
+        let waited = self.wait(Waited::Completion, timeout, || {
             let drained = self.drain();
             match self.table.with(|table| table.take(token)) {
                 Some(finished) => Ok(Some(finished)),
-                None => drained.and_then(|()| self.channel.check()).map(|()| None),
+                None => drained.and_then(|()| self.check()).map(|()| None),
             }
         });
         match waited {

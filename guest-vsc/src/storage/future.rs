@@ -5,6 +5,7 @@
 //! future knows no executor; it is woken by whoever takes the host's completions, which is any
 //! caller of the disk's methods, above all [`Storage::handle_interrupt`].
 
+use core::borrow::Borrow;
 use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
@@ -14,7 +15,7 @@ use vmbus_proto::storvsp::{DATA_NONE, Srb, VstorPacket};
 
 use super::error::outcome;
 use super::request::{Finished, Taker};
-use super::{Storage, StorageError, Token};
+use super::{Controller, Storage, StorageError, Token};
 use crate::buffer::Buffer;
 use crate::error::Error;
 use crate::hal::{BufferDirection, Hal};
@@ -25,7 +26,8 @@ use crate::hal::{BufferDirection, Hal};
 /// the host has kept that beyond the end of the channel.
 #[must_use = "a request does nothing unless it is polled"]
 pub struct Request<'d, 'b, H: Hal, B: Buffer, P = B> {
-    disk: &'d Storage<'b, H, B>,
+    controller: &'d Controller<'b, H, B>,
+    lun: u8,
     stage: Stage<B>,
     /// What of the buffer the future ends with: the buffer, or nothing of a request without one.
     payload: core::marker::PhantomData<fn() -> P>,
@@ -47,7 +49,7 @@ enum Payload<B> {
 // Nothing in it refers to itself: the host is told of the buffer's bytes, which do not move.
 impl<H: Hal, B: Buffer, P> Unpin for Request<'_, '_, H, B, P> {}
 
-impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
+impl<'b, H: Hal, B: Buffer, C: Borrow<Controller<'b, H, B>>> Storage<'b, H, B, C> {
     /// Reads whole blocks from `sector` (of 512 bytes) on, as many as `buffer` holds.
     pub fn read_async(&self, sector: u64, buffer: B) -> Request<'_, 'b, H, B> {
         self.request(sector, buffer, BufferDirection::DeviceToDriver)
@@ -62,7 +64,8 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
     pub fn flush_async(&self) -> Request<'_, 'b, H, B, ()> {
         let cdb = Cdb::SynchronizeCache { lba: 0, blocks: 0 };
         let srb = Srb::request(self.lun, cdb.to_bytes().as_slice(), DATA_NONE, 0);
-        Request::new(self, Ok(VstorPacket::execute_srb(&srb)), Payload::Nothing)
+        let packet = Ok(VstorPacket::execute_srb(&srb));
+        Request::new(self.controller(), self.lun, packet, Payload::Nothing)
     }
 
     fn request(
@@ -72,13 +75,17 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
         direction: BufferDirection,
     ) -> Request<'_, 'b, H, B> {
         let packet = self.transfer(sector, buffer.region().len(), direction);
-        Request::new(self, packet, Payload::Buffer(buffer, direction))
+        let payload = Payload::Buffer(buffer, direction);
+        Request::new(self.controller(), self.lun, packet, payload)
     }
+}
 
-    /// Sends a request; where there is no room, gives it back.
+impl<H: Hal, B: Buffer> Controller<'_, H, B> {
+    /// Sends a request of a future; where there is no room, gives it back.
     fn start(
         &self,
         packet: &VstorPacket,
+        lun: u8,
         payload: Payload<B>,
     ) -> Result<Token, (Error, Payload<B>)> {
         match payload {
@@ -88,7 +95,7 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
                 started.map_err(|error| (error, Payload::Nothing))
             }
             Payload::Buffer(buffer, direction) => self
-                .start_owned(Taker::Future, packet, buffer, direction)
+                .start_owned(Taker::Future, packet, lun, buffer, direction)
                 .map_err(|(error, buffer)| (error, Payload::Buffer(buffer, direction))),
         }
     }
@@ -96,12 +103,14 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
 
 impl<'d, 'b, H: Hal, B: Buffer, P> Request<'d, 'b, H, B, P> {
     fn new(
-        disk: &'d Storage<'b, H, B>,
+        controller: &'d Controller<'b, H, B>,
+        lun: u8,
         packet: Result<VstorPacket, StorageError>,
         payload: Payload<B>,
     ) -> Self {
         Self {
-            disk,
+            controller,
+            lun,
             stage: Stage::Start(packet, payload),
             payload: core::marker::PhantomData,
         }
@@ -114,10 +123,10 @@ impl<'d, 'b, H: Hal, B: Buffer, P> Request<'d, 'b, H, B, P> {
         payload: Payload<B>,
         waker: &Waker,
     ) -> Option<Outcome<B>> {
-        let disk = self.disk;
+        let controller = self.controller;
         // Task context: what dropped futures have left behind can go.
-        while disk.reclaim().is_some() {}
-        let payload = match disk.start(&packet, payload) {
+        while controller.reclaim().is_some() {}
+        let payload = match controller.start(&packet, self.lun, payload) {
             Ok(token) => {
                 self.stage = Stage::Sent(token);
                 return None;
@@ -126,15 +135,15 @@ impl<'d, 'b, H: Hal, B: Buffer, P> Request<'d, 'b, H, B, P> {
             Err((error, payload)) => return Some((Err(error.into()), payload.into_buffer())),
         };
         // Where the host has kept what is in flight, there never will be room.
-        if let Err(ended) = disk.channel.check() {
+        if let Err(ended) = controller.check() {
             return Some((Err(ended.into()), payload.into_buffer()));
         }
-        if !disk.table.with(|table| table.wait_for_room(waker)) {
+        if !controller.table.with(|table| table.wait_for_room(waker)) {
             waker.wake_by_ref();
         }
         // Room that came before anybody could tell us has to be seen now.
-        let _ = disk.drain();
-        match disk.start(&packet, payload) {
+        let _ = controller.drain();
+        match controller.start(&packet, self.lun, payload) {
             Ok(token) => self.stage = Stage::Sent(token),
             Err((Error::Full, payload)) => self.stage = Stage::Start(Ok(packet), payload),
             Err((error, payload)) => return Some((Err(error.into()), payload.into_buffer())),
@@ -144,21 +153,23 @@ impl<'d, 'b, H: Hal, B: Buffer, P> Request<'d, 'b, H, B, P> {
 
     /// Takes the request where it is done.
     fn poll_sent(&self, token: Token, waker: &Waker) -> Option<Outcome<B>> {
-        let disk = self.disk;
+        let controller = self.controller;
         // The end of the channel is told by `Channel::check`.
-        let _ = disk.drain();
-        let (finished, before) = disk.table.with(|table| table.take_or_wait(token, waker));
+        let _ = controller.drain();
+        let (finished, before) = controller
+            .table
+            .with(|table| table.take_or_wait(token, waker));
         drop(before);
         if let Some(finished) = finished {
-            return Some(over(disk, finished));
+            return Some(over(controller, finished));
         }
-        let ended = disk.channel.check().err()?;
+        let ended = controller.check().err()?;
         // The buffer is to come back, so the host has to let go of it: closing makes it say so.
-        let _ = disk.shutdown();
-        let (finished, waker) = disk.table.with(|table| table.orphan(token));
+        let _ = controller.shutdown();
+        let (finished, waker) = controller.table.with(|table| table.orphan(token));
         drop(waker);
         Some(match finished {
-            Some(finished) => over(disk, finished),
+            Some(finished) => over(controller, finished),
             None => (Err(ended.into()), None),
         })
     }
@@ -167,8 +178,8 @@ impl<'d, 'b, H: Hal, B: Buffer, P> Request<'d, 'b, H, B, P> {
 /// What became of a request, and its buffer.
 type Outcome<B> = (Result<(), StorageError>, Option<B>);
 
-fn over<H: Hal, B: Buffer>(disk: &Storage<'_, H, B>, finished: Finished<B>) -> Outcome<B> {
-    disk.wake_for_room();
+fn over<H: Hal, B: Buffer>(controller: &Controller<'_, H, B>, finished: Finished<B>) -> Outcome<B> {
+    controller.wake_for_room();
     let length = finished.length;
     let result = finished.answer.map_err(StorageError::from);
     let result = result.and_then(|answer| match outcome(&answer, length)? {
@@ -238,10 +249,10 @@ impl<H: Hal, B: Buffer> Future for Request<'_, '_, H, B, ()> {
 impl<H: Hal, B: Buffer, P> Drop for Request<'_, '_, H, B, P> {
     fn drop(&mut self) {
         if let Stage::Sent(token) = self.stage {
-            let (finished, waker) = self.disk.table.with(|table| table.orphan(token));
+            let (finished, waker) = self.controller.table.with(|table| table.orphan(token));
             drop(waker);
             if finished.is_some() {
-                self.disk.wake_for_room();
+                self.controller.wake_for_room();
             }
         }
     }

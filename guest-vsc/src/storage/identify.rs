@@ -1,19 +1,24 @@
 //! The first conversation with a controller and its disk: version, limits, size.
 
+use core::borrow::Borrow;
 use core::sync::atomic::Ordering;
 
 use vmbus_proto::PAGE_SIZE;
 use vmbus_proto::scsi::{Capacity, Cdb, MODE_DEVICE_WRITE_PROTECT, PAGE_ALL};
-use vmbus_proto::storvsp::{Operation, ProtocolVersion, VstorPacket, status};
+use vmbus_proto::storvsp::{
+    Operation, PROPERTY_MULTI_CHANNEL, ProtocolVersion, VstorPacket, status,
+};
 
-use super::{Data, MAX_PAGES, SECTOR_SIZE, Storage, StorageError};
+use super::{Controller, Data, MAX_PAGES, SECTOR_SIZE, Storage, StorageError};
 use crate::buffer::Buffer;
 use crate::error::Error;
 use crate::hal::Hal;
+use crate::sub_channels::MAX_SUB_CHANNELS;
 
-impl<H: Hal, B: Buffer> Storage<'_, H, B> {
-    /// The conversation that begins every use of a controller.
-    pub(super) fn initialize(&mut self) -> Result<(), StorageError> {
+impl<H: Hal, B: Buffer> Controller<'_, H, B> {
+    /// The conversation that begins every use of a controller. At its end `sub_channels` are asked
+    /// for, or as many as the controller has; returns how many will be offered.
+    pub(super) fn initialize(&mut self, sub_channels: u16) -> Result<usize, StorageError> {
         self.expect_done(&VstorPacket::request(Operation::BeginInitialization))?;
         let mut refusal = StorageError::Bus(Error::Protocol("no version"));
         let mut agreed = None;
@@ -36,7 +41,20 @@ impl<H: Hal, B: Buffer> Storage<'_, H, B> {
         let pages = pages.clamp(1, MAX_PAGES.saturating_sub(1));
         self.max_transfer = pages.saturating_mul(PAGE_SIZE);
         self.expect_done(&VstorPacket::request(Operation::EndInitialization))?;
-        Ok(())
+        let most = match properties.flags.get() & PROPERTY_MULTI_CHANNEL {
+            0 => 0,
+            _ => properties.max_channel_count.get(),
+        };
+        let count = sub_channels.min(most).min(MAX_SUB_CHANNELS as u16);
+        if count == 0 {
+            return Ok(0);
+        }
+        match self.expect_done(&VstorPacket::create_sub_channels(count)) {
+            Ok(_) => Ok(count.into()),
+            // One channel does.
+            Err(StorageError::Refused(..)) => Ok(0),
+            Err(error) => Err(error),
+        }
     }
 
     fn expect_done(&self, packet: &VstorPacket) -> Result<VstorPacket, StorageError> {
@@ -49,10 +67,12 @@ impl<H: Hal, B: Buffer> Storage<'_, H, B> {
             }
         }
     }
+}
 
+impl<'b, H: Hal, B: Buffer, C: Borrow<Controller<'b, H, B>>> Storage<'b, H, B, C> {
     /// Asks the disk for its size, and whether it may be written to.
     pub(super) fn identify(&mut self) -> Result<(), StorageError> {
-        match self.with_attention(&Cdb::TestUnitReady, &mut Data::None) {
+        match self.ask(&Cdb::TestUnitReady, &mut Data::None) {
             // Not ready now may be ready later; its size tells.
             Ok(_) | Err(StorageError::Device(_)) => {}
             Err(error) => return Err(error),
@@ -68,9 +88,30 @@ impl<H: Hal, B: Buffer> Storage<'_, H, B> {
         Ok(())
     }
 
+    /// Sends a command again while the device answers with news; returns how many bytes were moved.
+    pub(super) fn ask(&self, cdb: &Cdb, data: &mut Data<'_>) -> Result<u32, StorageError> {
+        self.controller().with_attention(self.address(), cdb, data)
+    }
+
+    /// Asks the disk for its size again, in sectors: it may have grown, which the host tells like
+    /// other news of its units. Waits for the device.
+    ///
+    /// # Errors
+    /// The disk does not answer, or has blocks of another length now.
+    pub fn refresh_capacity(&self) -> Result<u64, StorageError> {
+        let now = self.read_capacity()?;
+        if now.block_length != self.capacity.block_length {
+            return Err(Error::Protocol("another block length than before").into());
+        }
+        let per_block = self.block_size() / SECTOR_SIZE;
+        let sectors = now.blocks.saturating_mul(per_block as u64);
+        self.sectors.store(sectors, Ordering::Relaxed);
+        Ok(sectors)
+    }
+
     fn read_capacity(&self) -> Result<Capacity, StorageError> {
         let mut data = [0; 32];
-        let moved = self.with_attention(&Cdb::ReadCapacity10, &mut Data::In(&mut data[..8]))?;
+        let moved = self.ask(&Cdb::ReadCapacity10, &mut Data::In(&mut data[..8]))?;
         let short = data.get(..moved as usize).unwrap_or_default();
         let capacity = match Capacity::parse_10(short) {
             Some(Some(capacity)) => Some(capacity),
@@ -79,7 +120,7 @@ impl<H: Hal, B: Buffer> Storage<'_, H, B> {
                 let cdb = Cdb::ReadCapacity16 {
                     allocation_length: data.len() as u32,
                 };
-                let moved = self.with_attention(&cdb, &mut Data::In(&mut data))?;
+                let moved = self.ask(&cdb, &mut Data::In(&mut data))?;
                 Capacity::parse_16(data.get(..moved as usize).unwrap_or_default())
             }
             None => None,
@@ -104,7 +145,7 @@ impl<H: Hal, B: Buffer> Storage<'_, H, B> {
             subpage: 0,
             allocation_length: data.len() as u16,
         };
-        match self.with_attention(&cdb, &mut Data::In(&mut data)) {
+        match self.ask(&cdb, &mut Data::In(&mut data)) {
             Ok(moved) if moved >= 4 => Ok(data[2] & MODE_DEVICE_WRITE_PROTECT != 0),
             Ok(_) => Ok(false),
             Err(StorageError::Device(_) | StorageError::Status { .. }) => Ok(false),

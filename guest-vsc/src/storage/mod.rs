@@ -1,6 +1,8 @@
 //! Disks: SCSI over a VMBus channel.
 //!
-//! [`Storage`] is one disk behind a synthetic SCSI controller. A read goes so: the driver builds
+//! [`Storage`] is one disk behind a synthetic SCSI controller. Where there are more, [`Controller`]
+//! opens each as a [`Unit`], says which there are, and hears of those that come and go. With
+//! [`StorageOptions::sub_channels`] a controller has a channel for each processor. A read goes so: the driver builds
 //! a CDB ([`vmbus_proto::scsi`]), wraps it into a packet ([`vmbus_proto::storvsp`]) together with
 //! the list of the buffer's pages, and sends that over the [`channel`](crate::channel); the host
 //! moves the data straight between disk and buffer and completes the packet.
@@ -22,38 +24,39 @@
 //! answers nothing is counted and dropped, a length that cannot be is an error.
 
 mod blocking;
+mod controller;
 mod error;
 #[cfg(feature = "async")]
 mod future;
 mod identify;
+mod luns;
 mod request;
 
 pub use crate::buffer::Buffer;
+pub use crate::sub_channels::MAX_SUB_CHANNELS;
 pub use crate::token::Token;
 pub use blocking::Data;
+pub use controller::Controller;
 pub use error::StorageError;
 #[cfg(feature = "async")]
 pub use future::Request;
+pub use luns::{Luns, UnitChange};
 pub use request::StorageMemory;
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use core::task::Waker;
+use core::borrow::Borrow;
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
-use vmbus_proto::PAGE_SIZE;
-use vmbus_proto::gpa::GpaRangeWriter;
-use vmbus_proto::packet::{Outgoing, PacketKind};
 use vmbus_proto::scsi::{Capacity, Cdb};
-use vmbus_proto::storvsp::{DATA_IN, DATA_OUT, Operation, ProtocolVersion, Srb, VstorPacket};
+use vmbus_proto::storvsp::{DATA_IN, DATA_OUT, Srb, VstorPacket};
 
-use crate::bus::{Claim, Offer, VmBus, count};
+use crate::bus::{Offer, VmBus};
 use crate::channel::{Channel, OpenOptions};
-use crate::clock::Deadline;
 use crate::error::{Error, Waited};
 use crate::hal::{BufferDirection, Hal};
-use crate::sync::IrqMutex;
 use error::outcome;
-use request::{Entry, Finished, Table, Taker};
+use request::{Finished, Taker};
 
 /// Class of the controller, for [`VmBus::find`].
 pub use vmbus_proto::storvsp::SCSI_CLASS as CLASS;
@@ -67,12 +70,6 @@ const MAX_PAGES: usize = 65;
 /// The pages of a request's buffer.
 type Mapping = crate::buffer::Mapping<MAX_PAGES>;
 
-/// Longest packet the controller sends, descriptor not counted, in bytes.
-const MAX_PACKET: usize = 256;
-
-/// Packets taken in one go, so that a storm of them cannot keep a processor for ever.
-const PACKETS_AT_ONCE: u32 = 1024;
-
 /// How to open a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StorageOptions {
@@ -80,16 +77,21 @@ pub struct StorageOptions {
     pub lun: u8,
     /// How long a request may take where the caller waits for it.
     pub timeout: Duration,
-    /// Rings and processor of the channel.
+    /// Most channels besides the first one, up to [`MAX_SUB_CHANNELS`]: one less than there are
+    /// processors to take interrupts, as a rule. Each interrupts one of those whose SynIC is enabled,
+    /// and takes a place of [`BusMemory`](crate::bus::BusMemory)'s.
+    pub sub_channels: u16,
+    /// Rings and processor of the channel; sub-channels have such rings, too.
     pub channel: OpenOptions,
 }
 
 impl Default for StorageOptions {
-    /// Unit 0, 30 seconds, rings of 64 KiB.
+    /// Unit 0, 30 seconds, one channel, rings of 64 KiB.
     fn default() -> Self {
         Self {
             lun: 0,
             timeout: Duration::from_secs(30),
+            sub_channels: 0,
             channel: OpenOptions::default(),
         }
     }
@@ -106,25 +108,23 @@ pub struct Completion<B> {
     pub result: Result<(), StorageError>,
 }
 
-/// A disk. Dropped, it is closed, which waits for the host; buffers still in flight are dropped
-/// when the host has given them back, else lost.
-pub struct Storage<'b, H: Hal, B: Buffer = &'static mut [u8]> {
-    channel: Channel<'b, H>,
-    table: &'b IrqMutex<H, Table<[Entry<B>]>>,
+/// A disk: of a controller of its own, or [one of several](Unit). Dropped, it is closed with its
+/// controller.
+pub struct Storage<'b, H: Hal, B: Buffer = &'static mut [u8], C = Controller<'b, H, B>> {
+    controller: C,
     lun: u8,
     timeout: Duration,
-    /// Bytes of a packet, as of the negotiated version.
-    packet_size: usize,
-    /// Most bytes of one request; whole pages.
+    /// Most bytes of one request; whole blocks.
     max_transfer: usize,
     capacity: Capacity,
     read_only: bool,
     /// Capacity in sectors, as the device said last.
     sectors: AtomicU64,
-    /// The host said that the set of units has changed.
-    changed: AtomicBool,
-    _claim: Claim<'b>,
+    kind: PhantomData<fn() -> Controller<'b, H, B>>,
 }
+
+/// A disk of a controller that has others, too; see [`Controller::unit`].
+pub type Unit<'c, 'b, H, B> = Storage<'b, H, B, &'c Controller<'b, H, B>>;
 
 impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
     /// Opens a disk of the controller that `offer` names. Waits for the host.
@@ -137,28 +137,40 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
         memory: &'b StorageMemory<H, B, REQUESTS>,
         options: &StorageOptions,
     ) -> Result<Self, StorageError> {
-        let claim = Claim::new(&memory.claimed).ok_or(Error::MemoryInUse)?;
-        let table: &IrqMutex<H, Table<[Entry<B>]>> = &memory.table;
-        table.with(Table::reset);
+        let controller = Controller::open(bus, offer, memory, options)?;
+        Self::attach(controller, options.lun, options.timeout)
+    }
+}
+
+impl<'b, H: Hal, B: Buffer, C: Borrow<Controller<'b, H, B>>> Storage<'b, H, B, C> {
+    /// Opens unit `lun` of a controller.
+    fn attach(controller: C, lun: u8, timeout: Duration) -> Result<Self, StorageError> {
+        let max_transfer = Borrow::<Controller<'b, H, B>>::borrow(&controller).max_transfer;
         let mut disk = Self {
-            channel: Channel::open(bus, offer, &options.channel)?,
-            table,
-            lun: options.lun,
-            timeout: options.timeout,
-            packet_size: ProtocolVersion::V5_1.packet_size(),
-            max_transfer: PAGE_SIZE,
+            controller,
+            lun,
+            timeout,
+            max_transfer,
             capacity: Capacity {
                 blocks: 0,
                 block_length: SECTOR_SIZE as u32,
             },
             read_only: false,
             sectors: AtomicU64::new(0),
-            changed: AtomicBool::new(false),
-            _claim: claim,
+            kind: PhantomData,
         };
-        disk.initialize()?;
         disk.identify()?;
         Ok(disk)
+    }
+
+    /// The controller.
+    pub fn controller(&self) -> &Controller<'b, H, B> {
+        self.controller.borrow()
+    }
+
+    /// The number of the logical unit.
+    pub fn lun(&self) -> u8 {
+        self.lun
     }
 
     /// Size in sectors of 512 bytes.
@@ -189,17 +201,17 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
     /// Whether the host has said, since the last call, that the controller's set of units has
     /// changed.
     pub fn take_changed(&self) -> bool {
-        self.changed.swap(false, Ordering::Relaxed)
+        self.controller().take_changed()
     }
 
-    /// The channel.
+    /// The first channel.
     pub fn channel(&self) -> &Channel<'b, H> {
-        &self.channel
+        self.controller().channel()
     }
 
-    /// Requests that are in flight, or done and not yet taken.
+    /// Requests that are in flight, or done and not yet taken, of all units.
     pub fn in_flight(&self) -> usize {
-        self.table.with(|table| table.busy())
+        self.controller().in_flight()
     }
 
     /// Starts to read whole blocks from `sector` (of 512 bytes) on. Never waits.
@@ -228,7 +240,8 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
             Ok(packet) => packet,
             Err(error) => return Err((error, buffer)),
         };
-        self.start_owned(Taker::Poll, &packet, buffer, direction)
+        self.controller()
+            .start_owned(Taker::Poll, &packet, self.lun, buffer, direction)
             .map_err(|(error, buffer)| (error.into(), buffer))
     }
 
@@ -253,65 +266,30 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
         Ok(VstorPacket::execute_srb(&srb))
     }
 
-    fn start_owned(
-        &self,
-        taker: Taker,
-        packet: &VstorPacket,
-        buffer: B,
-        direction: BufferDirection,
-    ) -> Result<Token, (Error, B)> {
-        self.table.with(|table| {
-            table.start_owned::<H>(taker, buffer, direction, |token, mapping| {
-                self.send(packet, token, mapping)
-            })
-        })
-    }
-
-    /// Takes a submitted request that is done. Never waits.
+    /// Takes a submitted request of this disk that is done. Never waits.
     ///
     /// After the end of the channel ([`Channel::check`]) nothing more comes until
     /// [`shutdown`](Self::shutdown) has taken the buffers back from the host.
     pub fn poll(&self) -> Option<Completion<B>> {
-        // The end of the channel is told by `Channel::check`.
-        let _ = self.drain();
-        let next = self.table.with(Table::take_next);
+        let controller = self.controller();
+        // The end of the channel is told by `check`.
+        let _ = controller.drain();
+        let lun = Some(self.lun);
+        let next = controller.table.with(|table| table.take_next(lun));
         if next.is_some() {
-            self.wake_for_room();
+            controller.wake_for_room();
         }
         next.and_then(completion)
     }
 
-    /// Takes what the host has completed, and wakes the futures that wait for it. For an interrupt
-    /// handler, after [`VmBus::handle_interrupt`]; also harmless at any other time. Never waits.
+    /// Takes what the host has completed; see [`Controller::handle_interrupt`].
     pub fn handle_interrupt(&self) {
-        // The end of the channel is told by `Channel::check`.
-        let _ = self.drain();
+        self.controller().handle_interrupt();
     }
 
-    /// Takes back the buffer of a request whose future was dropped, when the host is done with it.
-    /// Where nobody calls this, such buffers are dropped when the next future is polled first, at
-    /// the latest with the disk.
+    /// Takes back the buffer of a request whose future was dropped; see [`Controller::reclaim`].
     pub fn reclaim(&self) -> Option<B> {
-        // One without a buffer was a flush.
-        while let Some(orphan) = self.table.with(Table::take_orphan) {
-            self.wake_for_room();
-            if orphan.owned.is_some() {
-                return orphan.owned;
-            }
-        }
-        None
-    }
-
-    /// Wakes the futures that wait for a place.
-    fn wake_for_room(&self) {
-        // Each once: one that finds no place comes back, and is not to be woken for ever.
-        let mut places = self.table.with(|table| table.places());
-        while places > 0
-            && let Some(waker) = self.table.with(Table::take_room_waker)
-        {
-            waker.wake();
-            places = places.saturating_sub(1);
-        }
+        self.controller().reclaim()
     }
 
     /// Waits for a submitted request to be done.
@@ -321,12 +299,11 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
     /// come to an end, it is shut down, all requests come back as failed, and then this says
     /// why.
     pub fn wait(&self) -> Result<Completion<B>, Error> {
-        let waited = self
-            .channel
-            .wait(Waited::Completion, self.deadline(), || match self.poll() {
-                Some(completion) => Ok(Some(completion)),
-                None => self.channel.check().map(|()| None),
-            });
+        let controller = self.controller();
+        let waited = controller.wait(Waited::Completion, self.timeout, || match self.poll() {
+            Some(completion) => Ok(Some(completion)),
+            None => controller.check().map(|()| None),
+        });
         match waited {
             Err(error) if !matches!(error, Error::Timeout(_)) => {
                 // What it could not take back is lost, and never waited for again.
@@ -337,117 +314,13 @@ impl<'b, H: Hal, B: Buffer> Storage<'b, H, B> {
         }
     }
 
-    /// Closes the channel and takes all buffers back from the host: requests in flight are done,
-    /// as failed, and wait to be taken by [`poll`](Self::poll). Waits for the host; where another
-    /// processor does it already, for that.
+    /// Closes the controller and takes all buffers back from the host; see
+    /// [`Controller::shutdown`].
     ///
     /// # Errors
     /// The host did not give its memory back: buffers in flight are lost.
     pub fn shutdown(&self) -> Result<(), Error> {
-        // What was completed before stays completed.
-        let _ = self.drain();
-        let reason = match self.channel.check() {
-            Err(error) => error,
-            Ok(()) => Error::Closed,
-        };
-        let closed = self.channel.close();
-        let kept = closed.is_err();
-        for place in 0..self.table.with(|table| table.places()) {
-            let waker = self
-                .table
-                .with(|table| table.fail::<H>(place, reason, kept));
-            waker.into_iter().for_each(Waker::wake);
-        }
-        self.wake_for_room();
-        closed
-    }
-
-    /// Takes packets from the channel until there are none.
-    fn drain(&self) -> Result<(), Error> {
-        let mut buffer = [0; MAX_PACKET];
-        let mut completed = false;
-        let counters = &self.channel.bus().counters;
-        let mut result = Ok(());
-        for _ in 0..PACKETS_AT_ONCE {
-            let packet = match self.channel.receive(&mut buffer) {
-                Ok(Some(packet)) => packet,
-                Ok(None) => break,
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            };
-            let body = VstorPacket::parse(packet.payload);
-            let known = match (packet.kind, body) {
-                (PacketKind::Completion, Some(answer))
-                    if answer.operation() == Some(Operation::CompleteIo) =>
-                {
-                    let id = packet.transaction_id;
-                    completed = true;
-                    let completed = self.table.with(|table| table.complete::<H>(id, answer));
-                    // Outside the lock: a waker is anybody's code.
-                    let known = completed.is_some();
-                    completed.flatten().into_iter().for_each(Waker::wake);
-                    known
-                }
-                (PacketKind::InBand, Some(news)) => {
-                    let change = matches!(
-                        news.operation(),
-                        Some(Operation::EnumerateBus | Operation::RemoveDevice)
-                    );
-                    self.changed.fetch_or(change, Ordering::Relaxed);
-                    change
-                }
-                _ => false,
-            };
-            if !known {
-                count(&counters.bad_completions);
-            }
-        }
-        if completed {
-            // Perhaps for a request that another processor is about to sleep on.
-            self.channel.tell();
-            self.wake_for_room();
-        }
-        if result.is_err() || self.channel.check().is_err() {
-            // Nothing more will come: futures have to look at that.
-            for place in 0..self.table.with(|table| table.places()) {
-                let waker = self.table.with(|table| table.take_waker(place));
-                waker.into_iter().for_each(Waker::wake);
-            }
-            self.wake_for_room();
-        }
-        result
-    }
-
-    /// Puts a packet into the ring, with the pages of its buffer.
-    fn send(&self, packet: &VstorPacket, token: Token, mapping: &Mapping) -> Result<(), Error> {
-        // A GPA-direct header, one range, and its frame numbers.
-        let mut ranges = [0; 16 + 8 * MAX_PAGES];
-        let payload = packet.wire_bytes(self.packet_size);
-        let id = token.transaction_id();
-        let length = packet.srb().data_transfer_length.get();
-        if mapping.pfns().len() == 0 {
-            return self.channel.send(&Outgoing::in_band(id, payload, true));
-        }
-        let mut writer = GpaRangeWriter::gpa_direct(&mut ranges, 1).ok_or(Error::TooLong)?;
-        writer
-            .range(length, mapping.byte_offset())
-            .ok_or(Error::TooLong)?;
-        for pfn in mapping.pfns() {
-            writer.pfn(pfn).ok_or(Error::TooLong)?;
-        }
-        let ranges = writer.finish();
-        self.channel
-            .send(&Outgoing::gpa_direct(id, ranges, payload))
-    }
-
-    fn lun(&self) -> u8 {
-        self.lun
-    }
-
-    fn deadline(&self) -> Deadline<'_, H> {
-        self.channel.bus().hypervisor.deadline(self.timeout)
+        self.controller().shutdown()
     }
 
     /// The block that starts at `sector`, if that and `length` are whole blocks.
@@ -485,14 +358,4 @@ fn completion<B>(finished: Finished<B>) -> Option<Completion<B>> {
         buffer: finished.owned?,
         result,
     })
-}
-
-impl<H: Hal, B: Buffer> Drop for Storage<'_, H, B> {
-    fn drop(&mut self) {
-        // Nobody is left to be told: what the host did not give back stays lost.
-        let _ = self.shutdown();
-        while self.poll().is_some() {}
-        while self.reclaim().is_some() {}
-        self.table.with(Table::reset);
-    }
 }

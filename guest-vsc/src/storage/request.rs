@@ -99,6 +99,8 @@ pub(super) struct Entry<B> {
     mapping: Mapping,
     /// Length of the buffer in bytes.
     length: u32,
+    /// The unit that it is for.
+    lun: u8,
     /// The host's answer, or why there is none.
     answer: Result<VstorPacket, Error>,
 }
@@ -115,6 +117,7 @@ impl<B> Entry<B> {
             owned: None,
             mapping: Mapping::none(),
             length: 0,
+            lun: 0,
             answer: Err(Error::Closed),
         }
     }
@@ -204,10 +207,11 @@ impl<B> Table<[Entry<B>]> {
         sent.map(|()| token)
     }
 
-    /// Starts a request that owns its buffer, sent by `send`.
+    /// Starts a request that owns its buffer, for unit `lun`, sent by `send`.
     pub(super) fn start_owned<H: Hal>(
         &mut self,
         taker: Taker,
+        lun: u8,
         buffer: B,
         direction: BufferDirection,
         send: impl FnOnce(Token, &Mapping) -> Result<(), Error>,
@@ -224,6 +228,7 @@ impl<B> Table<[Entry<B>]> {
         // until `finish` has unshared it.
         let fits = unsafe { entry.mapping.share::<H>(region, direction) };
         entry.length = region.len() as u32;
+        entry.lun = lun;
         let sent = if fits {
             send(token, &entry.mapping)
         } else {
@@ -370,16 +375,26 @@ impl<B> Table<[Entry<B>]> {
         Some(finished)
     }
 
-    /// Takes the first finished request from the queue.
-    pub(super) fn take_next(&mut self) -> Option<Finished<B>> {
-        let index = self.done_first;
-        let entry = self.entries.get(usize::from(index))?;
-        let token = Token {
-            index,
-            generation: entry.generation,
-        };
-        self.done_first = entry.next;
-        self.take(token)
+    /// Takes the first finished request from the queue, of unit `lun` where one is named.
+    pub(super) fn take_next(&mut self, lun: Option<u8>) -> Option<Finished<B>> {
+        let mut before = NONE;
+        let mut index = self.done_first;
+        loop {
+            let entry = self.entries.get(usize::from(index))?;
+            let (next, generation) = (entry.next, entry.generation);
+            if lun.is_some_and(|lun| lun != entry.lun) {
+                (before, index) = (index, next);
+                continue;
+            }
+            if self.done_last == index {
+                self.done_last = before;
+            }
+            match self.entries.get_mut(usize::from(before)) {
+                Some(before) => before.next = next,
+                None => self.done_first = next,
+            }
+            return self.take(Token { index, generation });
+        }
     }
 
     /// Ends a request over a borrowed buffer, whatever the host does with it.

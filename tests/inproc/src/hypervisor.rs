@@ -140,6 +140,12 @@ impl FakeHypervisor {
         &self.vm.memory
     }
 
+    /// Interrupts that processor `vp` was given.
+    pub fn interrupts(&self, vp: u32) -> u32 {
+        let vp = &self.vm.vps[vp as usize];
+        vp.interrupts.load(Ordering::Relaxed)
+    }
+
     /// What happened so far.
     pub fn counts(&self) -> Counts {
         let sum = |f: fn(&Synic) -> &AtomicU32| {

@@ -35,6 +35,8 @@ mod pages;
 mod script;
 mod synic;
 
+use std::ops::Range;
+
 pub use buffer::RamBuffer;
 pub use hal::{Entered, FakeHal};
 pub use hypervisor::{Counts, FakeHypervisor};
@@ -43,3 +45,16 @@ pub use script::{Script, ScriptedHost};
 
 /// The interrupt vector that the stories use.
 pub const VECTOR: u8 = 0xF3;
+
+/// The seeds of a story that is told for many: as many as `usual`, or as `soak` where `VMBUS_SOAK` is
+/// set. With `VMBUS_SEED=n` only that one, to see it fail again.
+pub fn seeds(usual: u64, soak: u64) -> Range<u64> {
+    let chosen = std::env::var("VMBUS_SEED").ok();
+    if let Some(seed) = chosen.and_then(|seed| seed.parse().ok()) {
+        return seed..seed + 1;
+    }
+    match std::env::var_os("VMBUS_SOAK") {
+        Some(_) => 0..soak,
+        None => 0..usual,
+    }
+}

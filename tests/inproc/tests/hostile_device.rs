@@ -11,8 +11,6 @@ use host_vsp::hv::Hypercalls;
 use host_vsp::vmbus::channel::{Channel, ChannelError};
 use host_vsp::vsp::{StateError, Vsp, plain_offer};
 use inproc::{FakeHal, Machine, VECTOR};
-use rand::rngs::SmallRng;
-use rand::{RngExt as _, SeedableRng as _};
 use vm_memory::{Bytes as _, GuestAddress};
 use vmbus_proto::guid::Guid;
 use vmbus_proto::hv::hypercall::Status;
@@ -341,68 +339,6 @@ fn a_packet_that_is_too_long_ends_the_channel() {
             Err(StorageError::Bus(Error::Corrupt(_)))
         ));
     });
-}
-
-/// Disks that answer at random, each 64 requests; more in a soak.
-fn storms_wanted() -> u64 {
-    if std::env::var_os("VMBUS_SOAK").is_some() {
-        1000
-    } else {
-        20
-    }
-}
-
-#[test]
-fn a_storm_of_random_packets() {
-    for seed in 0..storms_wanted() {
-        let mut random = SmallRng::seed_from_u64(seed);
-        let lies = move |id: u64, srb: &Srb| {
-            let mut sent = Vec::new();
-            for _ in 0..random.random_range(0..40) {
-                let mut bytes = vec![0; random.random_range(0..200)];
-                random.fill(bytes.as_mut_slice());
-                let mut packet = good(srb);
-                if random.random_bool(0.5) {
-                    let at = random.random_range(0..64);
-                    packet.as_mut_bytes()[at] ^= random.random::<u8>();
-                    bytes = packet.as_bytes().to_vec();
-                }
-                let id = if random.random_bool(0.3) {
-                    id
-                } else {
-                    random.random::<u64>() & 0x3_0000_003F
-                };
-                sent.push(if random.random_bool(0.8) {
-                    Sent::Completion(id, bytes)
-                } else {
-                    Sent::InBand(id, bytes)
-                });
-            }
-            sent.push(completion(id, good(srb)));
-            sent
-        };
-        story(SHORT, lies, |disk| {
-            let mut out = 0;
-            for sector in 0..64 {
-                // Whatever comes of it, each buffer comes back at most once.
-                if disk.submit_read(sector, vec![0; 512]).is_ok() {
-                    out += 1;
-                }
-                while disk.poll().is_some() {
-                    out -= 1;
-                }
-            }
-            while out > 0 && disk.wait().is_ok() {
-                out -= 1;
-            }
-            // What was not answered comes back with the end of the channel.
-            let _ = disk.shutdown();
-            while disk.poll().is_some() {
-                out -= 1;
-            }
-            assert_eq!((out, disk.in_flight()), (0, 0), "seed {seed}");
-        });
-    }
 }
 
 /// The host, with an ear on where the guest puts its rings.

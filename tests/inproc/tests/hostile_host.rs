@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use guest_vsc::bus::{BusMemory, Options, VmBus};
 use guest_vsc::channel::{Channel, OpenOptions};
 use guest_vsc::error::{Error, Waited};
-use inproc::{FakeHal, FakeHypervisor, ScriptedHost, VECTOR};
+use inproc::{FakeHal, FakeHypervisor, ScriptedHost, VECTOR, seeds};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use vmbus_proto::guid::Guid;
@@ -452,7 +452,8 @@ fn a_storm_of_messages_starves_nobody() {
 
 #[test]
 fn random_messages_at_random_moments() {
-    for seed in 0..100 {
+    // Each of them meets the guest four times.
+    for seed in seeds(100, 5_000) {
         let random = Arc::new(Mutex::new(SmallRng::seed_from_u64(seed)));
         let script = move |message: Message<'_>| {
             let random = &mut *random.lock().unwrap();

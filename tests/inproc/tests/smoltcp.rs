@@ -93,10 +93,19 @@ impl<'n, 'b> End<'n, 'b> {
 
 #[test]
 fn two_stacks_on_one_wire_send_each_other_the_same_bytes() {
+    two_stacks(1500);
+}
+
+#[test]
+fn so_they_do_in_long_frames() {
+    two_stacks(9000);
+}
+
+fn two_stacks(mtu: u32) {
     let (left, right) = UnixStream::pair().unwrap();
     let machine = Machine::new(1);
-    machine.add_network(1, 1500, Stream::new(left).unwrap());
-    machine.add_network(2, 1500, Stream::new(right).unwrap());
+    machine.add_network(1, mtu, Stream::new(left).unwrap());
+    machine.add_network(2, mtu, Stream::new(right).unwrap());
     let _cpu = machine.hypervisor.enter(0);
     let bus_memory = BusMemory::<FakeHal, 1, 4>::new();
     let bus = VmBus::new(&bus_memory, VECTOR).unwrap();
@@ -104,7 +113,11 @@ fn two_stacks_on_one_wire_send_each_other_the_same_bytes() {
     let memories = [(); 2].map(|()| NetworkMemory::<FakeHal>::new());
     let open = |memory| -> Adapter<'_> {
         let offer = bus.find(network::CLASS).unwrap();
-        Network::open(&bus, &offer, memory, &NetworkOptions::default()).unwrap()
+        let options = NetworkOptions {
+            mtu,
+            ..NetworkOptions::default()
+        };
+        Network::open(&bus, &offer, memory, &options).unwrap()
     };
     let (first, second) = (open(&memories[0]), open(&memories[1]));
     let mut buffers = [(); 4].map(|()| vec![0; first.max_frame()]);
@@ -164,7 +177,7 @@ fn a_device_knows_its_limits() {
         let phy = Phy::new(&network, &mut receive, &mut transmit);
         phy.capabilities().max_transmission_unit
     };
-    assert_eq!(mtu(9014, 9014), network.max_copied());
+    assert_eq!(mtu(9014, 9014), 9014);
     assert_eq!(mtu(1514, 9014), 1514);
     assert_eq!(mtu(9014, 600), 600);
 }

@@ -15,8 +15,8 @@ pub struct Producer<M> {
     geometry: Geometry,
     /// Ours; the shared copy is for the peer only.
     write: u32,
-    /// Whether the shared pending send size is non-zero by our doing.
-    pending: bool,
+    /// The shared pending send size, as we wrote it.
+    pending: u32,
 }
 
 impl<M: RingMemory> Producer<M> {
@@ -36,12 +36,12 @@ impl<M: RingMemory> Producer<M> {
     pub fn resume(memory: M, write: u32) -> Result<Self, Corrupt> {
         let geometry = Geometry::new(memory.data_size()).ok_or(Corrupt::Index)?;
         let write = geometry.check(write)?;
-        // A pending size left by an earlier life is ours to clear; treat it as set.
+        // A pending size left by an earlier life is ours to clear, with whatever goes first.
         Ok(Self {
             memory,
             geometry,
             write,
-            pending: true,
+            pending: 1,
         })
     }
 
@@ -76,23 +76,44 @@ impl<M: RingMemory> Producer<M> {
     /// With [`SendError::Full`] the consumer is asked, through the pending send size, to signal
     /// when the packet would fit.
     pub fn send(&mut self, packet: &Outgoing<'_>) -> Result<Signal, SendError> {
+        self.send_leaving(0, packet)
+    }
+
+    /// As [`send`](Self::send), but leaves `spare` bytes of the ring free, for packets that may not
+    /// wait for these. Into an empty ring every packet goes that fits it.
+    ///
+    /// # Errors
+    /// As for `send`.
+    pub fn send_leaving(&mut self, spare: u32, packet: &Outgoing<'_>) -> Result<Signal, SendError> {
         let length = packet.ring_len().ok_or(SendError::TooLong)?;
-        if length >= self.geometry.size() {
+        let longest = self.capacity();
+        if length > longest {
             return Err(SendError::TooLong);
         }
-        if self.free()? <= length {
+        // What an empty ring has room for.
+        let wanted = length.saturating_add(spare).min(longest);
+        let free = self.free()?;
+        if free <= wanted {
+            // One who asked for less comes first, as long as there is not even that: then others are
+            // woken as well, and ask again.
+            let is_open = self.pending != 0 && free <= self.pending;
+            self.pending = if is_open {
+                self.pending.min(wanted)
+            } else {
+                wanted
+            };
             // Ask first, then look once more (partner: `Consumer::commit`): the consumer that
             // made room just now may have loaded the field before we stored it.
-            self.memory.store(Control::PendingSendSize, length);
-            self.pending = true;
+            self.memory.store(Control::PendingSendSize, self.pending);
             self.memory.fence();
-            if self.free()? <= length {
+            if self.free()? <= wanted {
                 return Err(SendError::Full);
             }
         }
-        if self.pending {
+        // What asks for more room than this took waits on.
+        if self.pending != 0 && self.pending <= wanted {
             self.memory.store(Control::PendingSendSize, 0);
-            self.pending = false;
+            self.pending = 0;
         }
 
         let old_write = self.write;

@@ -8,6 +8,7 @@ use vmbus_proto::netvsp::{
     self, Message, RECEIVE_BUFFER_ID, Sections, SendRndisPacket, Sender, rndis_channel, status,
 };
 use vmbus_proto::packet::{Outgoing, PacketKind, TransferPageRange, TransferPagesHeader};
+use vmbus_proto::ring::SendError;
 use vmbus_proto::rndis::packet::{PacketInfo as Info, Prefix};
 use vmbus_proto::rndis::{self, Adapter, Completion, Request, oid, status as rndis_status};
 use zerocopy::{FromZeros as _, IntoBytes as _};
@@ -161,8 +162,35 @@ impl Vsp for Lying {
     }
 
     fn service(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
+        while let Some((message, mut reply)) = self.next(channel)? {
+            (self.lie)(&message, &mut reply);
+            self.say(channel, &reply);
+        }
+        Ok(())
+    }
+
+    fn quiesce(&mut self) {}
+
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn restore(&mut self, _state: &[u8]) -> Result<(), StateError> {
+        Ok(())
+    }
+}
+
+impl Lying {
+    /// The guest's next message, and the honest reply.
+    pub(crate) fn next(
+        &mut self,
+        channel: &mut Channel,
+    ) -> Result<Option<(Message, Reply)>, ChannelError> {
         let mut buffer = vec![0; 16 << 10];
-        while let Some(packet) = channel.receive(&mut buffer)? {
+        loop {
+            let Some(packet) = channel.receive(&mut buffer)? else {
+                return Ok(None);
+            };
             if matches!(packet.kind, PacketKind::Completion) {
                 continue;
             }
@@ -183,26 +211,13 @@ impl Vsp for Lying {
             if let Message::SendReceiveBuffer(buffer) = message {
                 self.receive = Some(buffer.gpadl.get());
             }
-            let mut reply = self.truth(id, message, &control);
-            (self.lie)(&message, &mut reply);
-            self.say(channel, &reply);
+            let reply = self.truth(id, message, &control);
+            return Ok(Some((message, reply)));
         }
-        Ok(())
     }
 
-    fn quiesce(&mut self) {}
-
-    fn save(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    fn restore(&mut self, _state: &[u8]) -> Result<(), StateError> {
-        Ok(())
-    }
-}
-
-impl Lying {
-    fn say(&self, channel: &mut Channel, reply: &Reply) {
+    /// Writes what belongs to a reply into the receive buffer.
+    pub(crate) fn write(&self, channel: &mut Channel, reply: &Reply) {
         let lent = self.receive.and_then(|gpadl| channel.lent(gpadl));
         if let Some(locked) = lent.as_ref().and_then(|lent| lent.lock()) {
             for (offset, bytes) in &reply.writes {
@@ -221,29 +236,40 @@ impl Lying {
                 }
             }
         }
+    }
+
+    fn say(&self, channel: &mut Channel, reply: &Reply) {
+        self.write(channel, reply);
         for sent in &reply.packets {
             // A full ring swallows what does not fit: this adapter has nothing to lose.
-            let _ = match sent {
-                Sent::Completion(id, bytes) => channel.send(&Outgoing::completion(*id, bytes)),
-                Sent::InBand(id, bytes) => channel.send(&Outgoing::in_band(*id, bytes, true)),
-                Sent::Transfer(id, pageset, ranges, bytes) => {
-                    let header = TransferPagesHeader {
-                        pageset_id: (*pageset).into(),
-                        sender_owns_set: 0,
-                        reserved: 0,
-                        range_count: (ranges.len() as u32).into(),
+            let _ = sent.send(channel);
+        }
+    }
+}
+
+impl Sent {
+    /// Puts the packet into the ring.
+    pub(crate) fn send(&self, channel: &mut Channel) -> Result<(), SendError> {
+        match self {
+            Self::Completion(id, bytes) => channel.send(&Outgoing::completion(*id, bytes)),
+            Self::InBand(id, bytes) => channel.send(&Outgoing::in_band(*id, bytes, true)),
+            Self::Transfer(id, pageset, ranges, bytes) => {
+                let header = TransferPagesHeader {
+                    pageset_id: (*pageset).into(),
+                    sender_owns_set: 0,
+                    reserved: 0,
+                    range_count: (ranges.len() as u32).into(),
+                };
+                let mut list = header.as_bytes().to_vec();
+                for &(length, offset) in ranges {
+                    let range = TransferPageRange {
+                        byte_count: length.into(),
+                        byte_offset: offset.into(),
                     };
-                    let mut list = header.as_bytes().to_vec();
-                    for &(length, offset) in ranges {
-                        let range = TransferPageRange {
-                            byte_count: length.into(),
-                            byte_offset: offset.into(),
-                        };
-                        list.extend(range.as_bytes());
-                    }
-                    channel.send(&Outgoing::transfer_pages(*id, &list, bytes))
+                    list.extend(range.as_bytes());
                 }
-            };
+                channel.send(&Outgoing::transfer_pages(*id, &list, bytes))
+            }
         }
     }
 }

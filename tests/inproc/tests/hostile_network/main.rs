@@ -3,6 +3,7 @@
 
 mod lying;
 mod storm;
+mod strict;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};

@@ -5,20 +5,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use guest_vsc::network::PacketInfo;
+use inproc::seeds;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use vmbus_proto::netvsp::Message;
 
 use super::lying::{Reply, Sent};
 use super::{LONG, story};
-
-/// Adapters that lie at random, each up to 40 times and more; more of them in a soak.
-fn storms_wanted() -> u64 {
-    match std::env::var_os("VMBUS_SOAK") {
-        Some(_) => 20_000,
-        None => 800,
-    }
-}
 
 /// Changes a reply at random, more often than not a little.
 fn distort(random: &mut SmallRng, reply: &mut Reply) {
@@ -91,7 +84,9 @@ fn distort(random: &mut SmallRng, reply: &mut Reply) {
 fn a_storm_of_random_lies() {
     let (mut opened, mut honest) = (0u64, 0u64);
     let lies = Arc::new(AtomicU32::new(0));
-    for seed in 0..storms_wanted() {
+    let seeds = seeds(800, 20_000);
+    let storms = seeds.end - seeds.start;
+    for seed in seeds {
         let mut random = SmallRng::seed_from_u64(seed);
         // Some lie from the first word on, others only when they are trusted.
         let early = seed % 5 == 0;
@@ -142,6 +137,6 @@ fn a_storm_of_random_lies() {
     }
     let lies = u64::from(lies.load(Ordering::Relaxed));
     println!("{lies} lies of {opened} adapters, {honest} honest frames among them");
-    let storms = storms_wanted();
-    assert!(opened > storms / 2 && honest > storms && lies > 10 * storms);
+    let enough = opened > storms / 2 && honest > storms && lies > 10 * storms;
+    assert!(storms < 100 || enough);
 }
