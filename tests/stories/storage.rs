@@ -16,6 +16,7 @@ pub(crate) const STORIES: &[Entry] = &[
     Entry::new("two_disks", two_disks),
     Entry::new("two_machines", two_machines),
     Entry::new("each_cpu_is_interrupted", each_cpu_is_interrupted),
+    Entry::new("every_cpu_at_once", every_cpu_at_once),
 ];
 
 /// Blocks of the disks here.
@@ -209,4 +210,32 @@ fn each_cpu_is_interrupted(story: &mut Story) -> anyhow::Result<()> {
     }
     task.expect(&mut disk);
     disk.verify(story)
+}
+
+/// All CPUs use one disk at the same time, each over a channel of its own.
+fn every_cpu_at_once(story: &mut Story) -> anyhow::Result<()> {
+    const CPUS: u32 = 4;
+    const REQUESTS: u64 = 50_000;
+    let disk = Disk::create(story, "disk", BLOCKS)?;
+    let log = Guest::new(story, "processors")
+        .option("seed", rand::random::<u64>())
+        .option("disk.channels", CPUS)
+        .option("processors.requests", REQUESTS)
+        .cpus(CPUS)
+        .disk(&disk.path)
+        .run()?;
+    let told = format!("{REQUESTS} requests on {CPUS} CPUs over {CPUS} channels, once each: ");
+    ensure!(log.contains(&told), "the guest did not say {told:?}: {log}");
+    for cpu in 0..CPUS {
+        let told = format!("CPU {cpu} was interrupted ");
+        let line = log.lines().find_map(|line| line.strip_prefix(&told));
+        let times: u64 = line
+            .and_then(|rest| rest.split(' ').next()?.parse().ok())
+            .with_context(|| format!("the guest did not say {told:?}: {log}"))?;
+        ensure!(
+            times > 100,
+            "CPU {cpu} was interrupted {times} times: {log}"
+        );
+    }
+    Ok(())
 }

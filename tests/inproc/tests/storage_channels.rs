@@ -390,11 +390,13 @@ fn units_come_and_go() {
         let [first, gone, _] = &units;
         assert!(gone.read_blocks(0, &mut [0; 512]).is_err());
         first.read_blocks(5, &mut [0; 512]).unwrap();
-        controller
-            .unit(7)
-            .unwrap()
-            .read_blocks(0, &mut [0; 512])
-            .unwrap();
+        let added = controller.unit(7).unwrap();
+        added.read_blocks(0, &mut [0; 512]).unwrap();
+        assert_eq!(added.capacity(), 128);
+        host.resize(7, 1 << 17).unwrap();
+        assert_eq!(added.refresh_capacity(), Ok(256));
+        assert_eq!(added.capacity(), 256);
+        added.read_blocks(255, &mut [0; 512]).unwrap();
     });
     for (file, lun) in files.iter().zip([0u8, 3, 63]) {
         let content = std::fs::read(file.path()).unwrap();
