@@ -50,7 +50,8 @@
 //! # Map
 //! - [`hal`]: what a kernel has to provide. [`hypervisor`]: finding Hyper-V, and hypercalls.
 //! - [`bus`]: version, offers, messages and interrupts. [`channel`]: rings and doorbells.
-//! - [`storage`], [`network`], [`console`], [`keyboard`], [`ic`]: the devices.
+//! - [`storage`], [`network`], [`console`], [`keyboard`], [`ic`], [`balloon`]: the
+//!   devices.
 //! - [`clock`], [`crash`]: the hypervisor's own clock, and telling it of a crash.
 //!
 //! # Features
@@ -70,6 +71,7 @@
 //! cannot be is an error or, where nobody waits for it, is counted in [`bus::Stats`]. Memory
 //! that the host did not give back is leaked rather than used again.
 #![no_std]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(test),
     warn(
@@ -85,6 +87,7 @@
 extern crate alloc;
 
 mod arch;
+pub mod balloon;
 mod buffer;
 pub mod bus;
 pub mod channel;

@@ -4,7 +4,7 @@
 //! hypervisor interface that carries it ([`hv`]), the channel messages that set it up
 //! ([`message`]), the shared-memory rings that move packets ([`ring`]), and the protocols that
 //! devices speak inside those packets ([`storvsp`] with [`scsi`], [`netvsp`] with [`rndis`],
-//! [`console`], [`keyboard`], and the integration services in [`ic`]).
+//! [`console`], [`keyboard`], the integration services in [`ic`], dynamic memory in [`balloon`]).
 //!
 //! Nothing here does I/O, allocates, or needs `unsafe`. Wire structs are `repr(C)` with
 //! little-endian, byte-aligned fields, so that a struct can be read from any offset of a buffer;
@@ -26,6 +26,7 @@
     )
 )]
 
+pub mod balloon;
 pub mod console;
 pub mod gpa;
 pub mod guid;

@@ -10,7 +10,9 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::Write as _;
+use core::time::Duration;
 use guest_vsc::Error;
+use guest_vsc::balloon::{self, Balloon};
 use guest_vsc::channel::OpenOptions;
 use guest_vsc::crash::CrashReporter;
 use guest_vsc::ic::{self, Health, Heartbeat, Shutdown, TimeSync};
@@ -31,6 +33,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         name: "host-shutdown",
         about: "says that it is healthy until the host asks it to end (host.seconds=30)",
         run: shutdown,
+    },
+    Scenario {
+        name: "balloon",
+        about: "agrees with dynamic memory and reports pages (balloon.available=, balloon.committed=)",
+        run: balloon,
     },
     Scenario {
         name: "crash-report",
@@ -121,6 +128,36 @@ fn shutdown(machine: &mut Machine<'_>) -> Outcome {
         heartbeat.beats()
     );
     request.accept().map_err(text)
+}
+
+fn balloon(machine: &mut Machine<'_>) -> Outcome {
+    let available = machine.options.number("balloon.available", 1000)?;
+    let committed = machine.options.number("balloon.committed", 2000)?;
+    let bus = machine.connected_bus()?;
+    let offer = hyperv::offer(bus, balloon::CLASS, 0, "dynamic memory")?;
+    let balloon = Balloon::open(bus, &offer, &OpenOptions::default()).map_err(text)?;
+    let (major, minor) = balloon.version();
+    println!(
+        "dynamic memory {major}.{minor}, channel {}, reports are {}",
+        offer.relid(),
+        if balloon.reports_wanted() {
+            "wanted"
+        } else {
+            "not wanted"
+        }
+    );
+    balloon.report(available, committed).map_err(text)?;
+    let limit = machine.options.seconds("host.seconds", 30)?;
+    let deadline = Deadline::after(limit);
+    while !balloon.channel().all_taken().map_err(text)? {
+        if deadline.passed() {
+            return Err(format!("the host did not take the report within {limit:?}"));
+        }
+        // Nobody interrupts for that.
+        cpu::wait_until(Deadline::after(Duration::from_millis(10)), || false);
+    }
+    println!("the host has taken the report");
+    balloon.poll().map_err(text)
 }
 
 fn crash(_machine: &mut Machine<'_>) -> Outcome {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use guest_vsc::balloon::{self, Balloon};
 use guest_vsc::bus::{BusMemory, Offer, Options, VmBus};
 use guest_vsc::channel::OpenOptions;
 use guest_vsc::console::{self, Console};
@@ -17,6 +18,7 @@ use inproc::{FakeHal, Machine, VECTOR};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use vmbus_proto::balloon::{BalloonRequest, FlagsResponse, HotAddResponse};
 use vmbus_proto::guid::Guid;
 use vmbus_proto::ic::{FLAG_REQUEST, FLAG_TRANSACTION, Header, Version, message_type};
 use vmbus_proto::keyboard::{Keystroke, ProtocolResponse};
@@ -100,13 +102,13 @@ impl Vsp for Liar {
     }
 }
 
-/// Runs many cases of a device of `class` that sends `packets`, and at once a `last` one, where the
-/// guest waits for it when it opens the device; `use_it` opens the driver and uses
+/// Runs many cases of a device of `class` that sends `packets`, and at once the `last` ones, where the
+/// guest waits for them when it opens the device; `use_it` opens the driver and uses
 /// it until it fails, or often enough.
 fn lies(
     class: Guid,
     packets: impl Strategy<Value = Sent> + Clone,
-    last: Option<Sent>,
+    last: &[Sent],
     use_it: impl Fn(&Bus<'_>, &Offer, &mut dyn FnMut()) -> Result<(), Error>,
 ) {
     let machine = Machine::new(1);
@@ -131,7 +133,7 @@ fn lies(
         prop::bool::weighted(0.1),
     );
     let cases = cases.prop_map(|(mut at_once, then, rescinded)| {
-        at_once.extend(last.clone());
+        at_once.extend_from_slice(last);
         Case {
             at_once,
             then,
@@ -164,7 +166,7 @@ fn lies(
             });
             let kind = match outcome {
                 Ok(()) => 0,
-                Err(Error::Timeout(_) | Error::Refused(..)) => 1,
+                Err(Error::Timeout(_) | Error::Refused(..) | Error::Protocol(_)) => 1,
                 Err(Error::Corrupt(_)) => 2,
                 Err(Error::Rescinded) => 3,
                 Err(error) => panic!("{error:?}"),
@@ -268,7 +270,7 @@ fn a_keyboard_that_lies() {
     lies(
         keyboard::CLASS,
         packets(messages),
-        Some(last),
+        &[last],
         |bus, offer, midway| {
             let keyboard = Keyboard::open(bus, offer, &OpenOptions::default())?;
             for turn in 0..40 {
@@ -289,7 +291,7 @@ fn a_keyboard_that_lies() {
 #[test]
 fn a_console_that_lies() {
     let data = vec(any::<u8>(), 0..200).prop_map(piped);
-    lies(console::CLASS, packets(data), None, |bus, offer, midway| {
+    lies(console::CLASS, packets(data), &[], |bus, offer, midway| {
         let console = Console::open(bus, offer, &OpenOptions::default())?;
         let mut buffer = [0; 64];
         for turn in 0..40 {
@@ -308,7 +310,7 @@ fn a_console_that_lies() {
 fn a_heartbeat_that_lies() {
     let versions = vmbus_proto::ic::heartbeat::VERSIONS;
     let packets = service(message_type::HEARTBEAT, versions, 16);
-    lies(ic::heartbeat::CLASS, packets, None, |bus, offer, midway| {
+    lies(ic::heartbeat::CLASS, packets, &[], |bus, offer, midway| {
         let heartbeat = Heartbeat::open(bus, offer, &ic::open_options())?;
         for turn in 0..40 {
             if turn == 20 {
@@ -325,7 +327,7 @@ fn a_heartbeat_that_lies() {
 fn a_shutdown_that_lies() {
     let versions = vmbus_proto::ic::shutdown::VERSIONS;
     let packets = service(message_type::SHUTDOWN, versions, 2060);
-    lies(ic::shutdown::CLASS, packets, None, |bus, offer, midway| {
+    lies(ic::shutdown::CLASS, packets, &[], |bus, offer, midway| {
         let shutdown = Shutdown::open(bus, offer, &ic::open_options())?;
         for turn in 0..40 {
             if turn == 20 {
@@ -348,7 +350,7 @@ fn a_shutdown_that_lies() {
 fn a_clock_that_lies() {
     let versions = vmbus_proto::ic::timesync::VERSIONS;
     let packets = service(message_type::TIME_SYNC, versions, 24);
-    lies(ic::timesync::CLASS, packets, None, |bus, offer, midway| {
+    lies(ic::timesync::CLASS, packets, &[], |bus, offer, midway| {
         let time = TimeSync::open(bus, offer, &ic::open_options())?;
         for turn in 0..40 {
             if turn == 20 {
@@ -362,6 +364,39 @@ fn a_clock_that_lies() {
         }
         Ok(())
     });
+}
+
+#[test]
+fn a_balloon_that_lies() {
+    let messages = (0..6u32, 0..5).prop_map(|(id, kind)| match kind {
+        0 => FlagsResponse::version(id, 1).as_bytes().to_vec(),
+        1 => FlagsResponse::capabilities(id, 1).as_bytes().to_vec(),
+        // What only a guest says.
+        2 => HotAddResponse::nothing(id).as_bytes().to_vec(),
+        _ => BalloonRequest::new(id, u32::MAX).as_bytes().to_vec(),
+    });
+    let [version, capabilities] = [
+        FlagsResponse::version(1, 1),
+        FlagsResponse::capabilities(2, 1),
+    ];
+    let last = [version, capabilities].map(|answer| Sent::InBand(0, answer.as_bytes().to_vec()));
+    lies(
+        balloon::CLASS,
+        packets(messages),
+        &last,
+        |bus, offer, midway| {
+            let balloon = Balloon::open(bus, offer, &OpenOptions::default())?;
+            for turn in 0..40 {
+                if turn == 20 {
+                    midway();
+                }
+                bus.poll();
+                balloon.poll()?;
+                balloon.report(turn, 1)?;
+            }
+            Ok(())
+        },
+    );
 }
 
 #[test]

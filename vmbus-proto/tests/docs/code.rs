@@ -168,6 +168,19 @@ impl Code {
 
 fn layouts() -> Vec<Layout> {
     layouts! {
+        balloon::BalloonRequest { header, pages, reserved }
+        balloon::BalloonResponse { header, reserved, more_and_ranges }
+        balloon::CapabilitiesReport { header, capabilities, min_pages, max_frame }
+        balloon::FlagsResponse { header, flags }
+        balloon::Header { message_type, size, transaction_id }
+        balloon::HotAddRequest { header, range }
+        balloon::HotAddResponse { header, pages, result }
+        balloon::PageRange { start_and_count }
+        balloon::StatusReport {
+            header, available, committed, page_file, zero_free, page_file_writes, io_difference
+        }
+        balloon::UnballoonRequest { header, more, ranges }
+        balloon::VersionRequest { header, version, last_attempt }
         gpa::GpaRangeHeader { byte_count, byte_offset }
         hv::hypercall::PostMessageInput {
             connection_id, reserved, message_type, payload_size, payload
@@ -281,6 +294,14 @@ fn layouts() -> Vec<Layout> {
 
 fn constants(to: &mut BTreeMap<String, String>) {
     constants! { to;
+        balloon { CLASS VERSIONS }
+        balloon::message_type {
+            VERSION_REQUEST VERSION_RESPONSE CAPABILITIES_REPORT CAPABILITIES_RESPONSE
+            STATUS_REPORT BALLOON_REQUEST BALLOON_RESPONSE UNBALLOON_REQUEST UNBALLOON_RESPONSE
+            HOT_ADD_REQUEST HOT_ADD_RESPONSE INFO HOT_REMOVE_REQUEST HOT_REMOVE_RESPONSE
+        }
+        balloon::capability { BALLOON HOT_ADD HOT_REMOVE }
+        balloon::response_flag { ACCEPTED HOT_REMOVE NO_STATUS_REPORTS }
         console { CLASS MAX_DATA }
         hv::cpuid {
             LEAF_VENDOR LEAF_INTERFACE LEAF_VERSION LEAF_FEATURES LEAF_HINTS LEAF_LIMITS

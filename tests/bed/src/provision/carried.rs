@@ -7,7 +7,7 @@ use std::process::Command;
 
 use super::apt::output_of;
 use super::debian::{self, Wanted};
-use super::qemu::{libraries, loader};
+use super::qemu::{self, libraries, loader};
 use crate::error::{AtPath, Result};
 
 /// Programs, unpacked.
@@ -15,14 +15,31 @@ use crate::error::{AtPath, Result};
 pub struct Carried {
     bundle: PathBuf,
     programs: &'static [&'static str],
+    /// Other files that they need, by their place in the bundle.
+    others: &'static [&'static str],
 }
 
 impl Carried {
+    /// QEMU itself, to be a host inside L1, with the firmware that starts a kernel by PVH.
+    pub fn qemu() -> Result<Self> {
+        Ok(Self {
+            bundle: qemu::cached()?,
+            programs: &["qemu-system-x86_64"],
+            others: &[
+                "usr/share/seabios/bios-256k.bin",
+                "usr/share/qemu/kvmvapic.bin",
+                "usr/share/qemu/linuxboot_dma.bin",
+                "usr/share/qemu/pvh.bin",
+            ],
+        })
+    }
+
     /// QEMU's tools for disk images, fetched if missing.
     pub fn qemu_tools() -> Result<Self> {
         Ok(Self {
             bundle: debian::bundle("qemu-utils-1", Wanted::Closure(&["qemu-utils"]))?,
             programs: &["qemu-img", "qemu-storage-daemon"],
+            others: &[],
         })
     }
 
@@ -32,6 +49,7 @@ impl Carried {
         Ok(Self {
             bundle: debian::bundle("net-tools-1", Wanted::Closure(packages))?,
             programs: packages,
+            others: &[],
         })
     }
 
@@ -40,6 +58,7 @@ impl Carried {
         Ok(Self {
             bundle: debian::bundle("iproute2-1", Wanted::Closure(&["iproute2"]))?,
             programs: &["ip"],
+            others: &[],
         })
     }
 
@@ -48,6 +67,7 @@ impl Carried {
         Ok(Self {
             bundle: debian::bundle("kexec-tools-1", Wanted::Closure(&["kexec-tools"]))?,
             programs: &["kexec"],
+            others: &[],
         })
     }
 
@@ -56,6 +76,7 @@ impl Carried {
         Ok(Self {
             bundle: debian::bundle("passt-1", Wanted::Closure(&["passt"]))?,
             programs: &["passt"],
+            others: &[],
         })
     }
 
@@ -71,7 +92,7 @@ impl Carried {
         )
     }
 
-    /// The programs, their libraries and the loader; all go into one directory.
+    /// The programs, what they need and the loader; all go into one directory.
     pub fn files(&self) -> Result<Vec<PathBuf>> {
         let mut files = vec![loader(&self.bundle)];
         for program in self.programs {
@@ -98,6 +119,7 @@ impl Carried {
         files.push(libraries(&self.bundle).join("libgcc_s.so.1"));
         files.sort();
         files.dedup();
+        files.extend(self.others.iter().map(|other| self.bundle.join(other)));
         for file in &files {
             fs::metadata(file).at(file)?;
         }

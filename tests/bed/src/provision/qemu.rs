@@ -10,6 +10,9 @@ use std::process::Command;
 use super::debian::{self, Wanted};
 use crate::error::{Error, Result};
 
+/// The program in a bundle.
+const PROGRAM: &str = "usr/bin/qemu-system-x86_64";
+
 /// Where a QEMU is.
 #[derive(Debug, Clone)]
 pub struct Qemu {
@@ -34,9 +37,9 @@ impl Qemu {
                 bundle: None,
             });
         }
-        let bundle = debian::bundle("qemu-1", Wanted::Closure(&["qemu-system-x86", "seabios"]))?;
+        let bundle = cached()?;
         Ok(Self {
-            program: bundle.join("usr/bin/qemu-system-x86_64"),
+            program: bundle.join(PROGRAM),
             bundle: Some(bundle),
         })
     }
@@ -65,6 +68,11 @@ impl Qemu {
     pub fn bundle(&self) -> Option<&Path> {
         self.bundle.as_deref()
     }
+}
+
+/// The cached bundle, fetched if missing.
+pub(super) fn cached() -> Result<PathBuf> {
+    debian::bundle("qemu-1", Wanted::Closure(&["qemu-system-x86", "seabios"]))
 }
 
 pub(super) fn loader(bundle: &Path) -> PathBuf {
