@@ -25,6 +25,9 @@ const QEMU_TOOLS: &str = "/tmp/qemu-tools";
 /// Where tools for nets are put, with their libraries.
 const NET_TOOLS: &str = "/tmp/net-tools";
 
+/// Where QEMU is put, with its libraries and firmware.
+const QEMU: &str = "/tmp/qemu";
+
 /// For the harness's own small commands in L1.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
 
@@ -126,6 +129,11 @@ impl Story {
         self.program("guest-kernel", programs::guest_kernel()?)
     }
 
+    /// The path of the example kernel `name` in L1.
+    pub fn example_kernel(&self, name: &str) -> anyhow::Result<String> {
+        self.program(name, &bed::cargo::example_kernel(name)?)
+    }
+
     /// The path of a stock Debian kernel (bzImage) in L1, of the series at hand soonest.
     pub fn stock_kernel(&self) -> anyhow::Result<String> {
         self.kernel_of(Series::Linux6_12)
@@ -150,6 +158,11 @@ impl Story {
     /// Has `qemu-img` and `qemu-storage-daemon` in this L1, where all programs find them.
     pub fn provide_qemu_tools(&self) -> anyhow::Result<()> {
         self.provide(&Carried::qemu_tools()?, QEMU_TOOLS)
+    }
+
+    /// Has QEMU in this L1, where all programs find it; the directory of its firmware.
+    pub fn provide_qemu(&self) -> anyhow::Result<&'static str> {
+        self.provide(&Carried::qemu()?, QEMU).map(|()| QEMU)
     }
 
     /// Has `iperf3`, `ethtool` and `tcpdump` in this L1, where all programs find them.

@@ -37,7 +37,7 @@ fn virtio_and_vmbus(story: &mut Story) -> anyhow::Result<()> {
     image.as_file().set_len(BLOCKS * 512)?;
     let image = format!("if=none,id=disk,format=raw,file={}", image.path().display());
     let devices = ["-device", "virtio-blk-pci,drive=disk", "-drive", &image];
-    let over_virtio = plain_qemu(&format!("scenario={SCENARIOS} seed={seed}"), &devices)?;
+    let over_virtio = kernel_in_plain_qemu(&format!("scenario={SCENARIOS} seed={seed}"), &devices)?;
     let disk = Disk::create(story, "disk", BLOCKS)?;
     let over_vmbus = Guest::new(story, SCENARIOS)
         .option("seed", seed)
@@ -69,7 +69,7 @@ fn virtio_and_vmbus_network(story: &mut Story) -> anyhow::Result<()> {
     let net = format!("user,id=net,hostfwd=tcp:127.0.0.1:{forwarded}-:7");
     let devices = ["-netdev", &net, "-device", "virtio-net-pci,netdev=net"];
     let options = format!("scenario={SCENARIOS} seed={seed} net.bytes={BYTES}");
-    let over_virtio = plain_qemu(&format!("{options} net.push={push}"), &devices)?;
+    let over_virtio = kernel_in_plain_qemu(&format!("{options} net.push={push}"), &devices)?;
     let joined = |thread: thread::JoinHandle<io::Result<u64>>| match thread.join() {
         Ok(result) => result,
         Err(_) => Err(io::Error::other("it panicked")),
@@ -161,17 +161,19 @@ fn told(log: &str) -> Vec<String> {
 
 /// Runs the kernel in QEMU without a hypervisor's identity, on this machine, with `devices`; returns
 /// its log.
-fn plain_qemu(command_line: &str, devices: &[&str]) -> anyhow::Result<String> {
-    let kernel = cargo::guest_kernel()?;
+fn kernel_in_plain_qemu(command_line: &str, devices: &[&str]) -> anyhow::Result<String> {
+    let kernel = cargo::guest_kernel()?.display().to_string();
+    plain_qemu(&[devices, &["-kernel", &kernel, "-append", command_line]].concat())
+}
+
+/// Runs QEMU on this machine until the kernel in it says that it has passed; returns its log.
+pub(crate) fn plain_qemu(arguments: &[&str]) -> anyhow::Result<String> {
     let mut command: Command = Qemu::get()?.command();
     command
         .args(["-machine", "q35", "-accel", "tcg", "-m", "128M"])
         .args(["-display", "none", "-monitor", "none", "-no-reboot"])
         .args(["-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4"])
-        .args(devices)
-        .arg("-kernel")
-        .arg(kernel)
-        .args(["-append", command_line])
+        .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

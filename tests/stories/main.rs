@@ -15,7 +15,9 @@ mod durability;
 mod dvd;
 mod either_bus;
 mod endings;
+mod example_kernels;
 mod flush;
+mod foreign_host;
 mod formats;
 mod guest;
 mod guest_network;
@@ -37,6 +39,7 @@ mod steady;
 mod stock;
 mod storage;
 mod trace;
+mod uefi;
 
 use std::process::ExitCode;
 
@@ -59,6 +62,9 @@ const TOPICS: &[Topic] = &[
     ("guest_services", guest_services::STORIES),
     ("guest_network", guest_network::STORIES),
     ("either_bus", either_bus::STORIES),
+    ("example_kernels", example_kernels::STORIES),
+    ("uefi", uefi::STORIES),
+    ("foreign_host", foreign_host::STORIES),
     ("endings", endings::STORIES),
     ("durability", durability::STORIES),
     ("linux", linux::STORIES),

@@ -4,12 +4,14 @@
 //! * `test` runs every tier and stops at the first that fails ([`mod@test`]).
 //! * `soak` tells the stories with long counts ([`test::soak`]).
 //! * `bed` runs a command in a guest with somebody's own kernel ([`bed_command`]).
+//! * `publish-check` says whether the crates could be published ([`publish`]).
 //! * `table` writes what the stories have proven of guests into their table ([`table`]).
 //! * `provision` only fetches and builds what the bed needs.
 
 mod bed_command;
 mod demo;
 mod place;
+mod publish;
 mod step;
 mod table;
 mod test;
@@ -38,6 +40,8 @@ enum Task {
     },
     /// Run a command in a guest with your own kernel, for work on Linux's Hyper-V drivers
     Bed(Box<bed_command::Options>),
+    /// Package the crates as for publishing, and compare their interfaces with an earlier revision's
+    PublishCheck(publish::Options),
     /// Write into docs/guests.md what the stories of the last run have proven
     Table,
     /// Fetch what the bed needs, so that nothing later waits for the network
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Soak { filter } => test::soak(filter.as_deref()),
+        Task::PublishCheck(options) => publish::check(&options),
         Task::Table => table::write(),
         Task::Provision => bed::provision::everything().map_err(Into::into),
     };

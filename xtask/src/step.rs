@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write, pipe};
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 
-use anyhow::{Context, bail};
-use bed::progress;
+use anyhow::{Context, bail, ensure};
+use bed::cache::Cache;
+use bed::{cargo, progress};
 
 /// Lines of the log that a failure shows.
 const SHOWN: usize = 80;
@@ -71,8 +73,34 @@ pub(crate) fn show(name: &str, mut command: Command) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The program `name`, a crate's of that name: of the path, else `version` of it in the cache, built
+/// there once.
+pub(crate) fn tool(name: &str, version: &str) -> anyhow::Result<PathBuf> {
+    let on_path = Command::new(name).arg("--version").output();
+    if on_path.is_ok_and(|output| output.status.success()) {
+        return Ok(name.into());
+    }
+    let root = Cache::open()?.tool(&format!("{name}-{version}"));
+    let program = root.join("bin").join(name);
+    if !program.is_file() {
+        let mut command = cargo::cargo();
+        command
+            .args(["install", "--locked", "--version", version, name, "--root"])
+            .arg(&root)
+            .env_remove("CARGO_TARGET_DIR");
+        let title = format!("building {name} into the cache (once, some minutes)");
+        run(&title, command)?;
+    }
+    ensure!(
+        program.is_file(),
+        "{} is missing after its installation",
+        program.display()
+    );
+    Ok(program)
+}
+
 fn log_path(name: &str) -> String {
-    let dir = bed::cargo::target_dir().join("xtask-logs");
+    let dir = cargo::target_dir().join("xtask-logs");
     // Without the directory, opening the log says what is wrong.
     let _ = fs::create_dir_all(&dir);
     let file: String = name

@@ -75,28 +75,72 @@ pub fn static_binary(package: &str, bin: &str) -> Result<PathBuf> {
     Ok(target_dir().join(LINUX).join("release").join(bin))
 }
 
+/// The packages for bare metal. Each is a workspace of its own in the folder of its name.
+pub const BARE_METAL: [&str; 2] = [GUEST_KERNEL, EXAMPLE_KERNELS];
+
+const GUEST_KERNEL: &str = "guest-kernel";
+const EXAMPLE_KERNELS: &str = "example-kernels";
+
+/// The manifest of the package that makes `guest-kernel` a UEFI file.
+pub const UEFI_MANIFEST: &str = "guest-kernel/uefi/Cargo.toml";
+
+/// The folder of the UEFI file in the target directory.
+const UEFI: &str = "guest-kernel-uefi";
+
 /// Builds `guest-kernel` for bare metal and returns the path of its ELF file.
 pub fn guest_kernel() -> Result<PathBuf> {
-    let target_dir = target_dir().join("guest-kernel");
-    let mut command = guest_kernel_cargo("build")?;
-    command
-        .arg("--release")
-        .arg("--target-dir")
-        .arg(&target_dir);
-    run("building guest-kernel", &mut command)?;
-    Ok(target_dir
-        .join(rust_src::TARGET)
-        .join("release")
-        .join("guest-kernel"))
+    bare_metal_binary(GUEST_KERNEL, GUEST_KERNEL)
 }
 
-/// A `cargo SUBCOMMAND` for the guest kernel's package and target, by the route that works here.
-pub fn guest_kernel_cargo(subcommand: &str) -> Result<Command> {
+/// Builds the example kernels for bare metal and returns the path of the ELF file of `name`.
+pub fn example_kernel(name: &str) -> Result<PathBuf> {
+    bare_metal_binary(EXAMPLE_KERNELS, name)
+}
+
+/// Builds the file that boots `guest-kernel` from UEFI, and `guest-kernel` in it; returns its path.
+pub fn guest_kernel_uefi() -> Result<PathBuf> {
+    let mut command = uefi_cargo("build")?;
+    command.arg("--release");
+    run("building guest-kernel for UEFI", &mut command)?;
+    Ok(target_dir()
+        .join(UEFI)
+        .join(rust_src::TARGET_UEFI)
+        .join("release")
+        .join("guest-kernel-uefi.efi"))
+}
+
+/// A `cargo SUBCOMMAND` for the UEFI file's package and target. Builds `guest-kernel` first, which is
+/// a part of it.
+pub fn uefi_cargo(subcommand: &str) -> Result<Command> {
     let mut command = cargo();
     command
         .arg(subcommand)
-        .current_dir(workspace().join("guest-kernel"));
+        .current_dir(workspace().join("guest-kernel/uefi"))
+        .env("GUEST_KERNEL", guest_kernel()?);
+    rust_src::route(rust_src::TARGET_UEFI)?.apply(&mut command);
+    command.arg("--target-dir").arg(target_dir().join(UEFI));
+    Ok(command)
+}
+
+fn bare_metal_binary(package: &str, name: &str) -> Result<PathBuf> {
+    let mut command = bare_metal_cargo(package, "build")?;
+    command.arg("--release");
+    run(&format!("building {package}"), &mut command)?;
+    Ok(target_dir()
+        .join(package)
+        .join(rust_src::TARGET)
+        .join("release")
+        .join(name))
+}
+
+/// A `cargo SUBCOMMAND` for a package of [`BARE_METAL`] and its target, by the route that works here.
+pub fn bare_metal_cargo(package: &str, subcommand: &str) -> Result<Command> {
+    let mut command = cargo();
+    command
+        .arg(subcommand)
+        .current_dir(workspace().join(package));
     rust_src::bare_metal_route()?.apply(&mut command);
+    command.arg("--target-dir").arg(target_dir().join(package));
     Ok(command)
 }
 

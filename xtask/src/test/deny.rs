@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{bail, ensure};
+use anyhow::bail;
 use bed::cargo;
 
 use crate::step::{self, Ran};
@@ -13,9 +13,14 @@ use crate::step::{self, Ran};
 const VERSION: &str = "0.20.2";
 
 /// The manifests whose dependencies are checked.
-const MANIFESTS: [&str; 2] = ["Cargo.toml", "guest-kernel/Cargo.toml"];
+const MANIFESTS: [&str; 4] = [
+    "Cargo.toml",
+    "guest-kernel/Cargo.toml",
+    cargo::UEFI_MANIFEST,
+    "example-kernels/Cargo.toml",
+];
 
-/// Checks both workspaces.
+/// Checks all workspaces.
 pub(super) fn run() -> anyhow::Result<()> {
     let program = program()?;
     for manifest in MANIFESTS {
@@ -57,34 +62,5 @@ fn check(program: &PathBuf, manifest: &str, what: &[&str]) -> Command {
 
 /// `cargo-deny` of the path, else the one in the cache, built there once.
 fn program() -> anyhow::Result<PathBuf> {
-    let on_path = Command::new("cargo-deny").arg("--version").output();
-    if on_path.is_ok_and(|output| output.status.success()) {
-        return Ok("cargo-deny".into());
-    }
-    let root = bed::cache::Cache::open()?.tool(&format!("cargo-deny-{VERSION}"));
-    let program = root.join("bin/cargo-deny");
-    if !program.is_file() {
-        let mut command = cargo::cargo();
-        command
-            .args([
-                "install",
-                "--locked",
-                "--version",
-                VERSION,
-                "cargo-deny",
-                "--root",
-            ])
-            .arg(&root)
-            .env_remove("CARGO_TARGET_DIR");
-        step::run(
-            "building cargo-deny into the cache (once, some minutes)",
-            command,
-        )?;
-    }
-    ensure!(
-        program.is_file(),
-        "{} is missing after its installation",
-        program.display()
-    );
-    Ok(program)
+    step::tool("cargo-deny", VERSION)
 }

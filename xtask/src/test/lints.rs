@@ -1,11 +1,11 @@
-//! Format, lints and documentation, of the workspace and of the guest kernel beside it.
+//! Format, lints and documentation, of the workspace and of the kernels beside it.
 
 use std::process::Command;
 
 use bed::cargo;
 use bed::provision::rust_src;
 
-use crate::step;
+use crate::{publish, step};
 
 /// A cargo subcommand in the workspace.
 pub(super) fn workspace(args: &[&str]) -> Command {
@@ -17,13 +17,15 @@ pub(super) fn workspace(args: &[&str]) -> Command {
 /// `cargo fmt --check`.
 pub(super) fn format() -> anyhow::Result<()> {
     step::run("fmt workspace", workspace(&["fmt", "--all", "--check"]))?;
-    let kernel = [
-        "fmt",
-        "--check",
-        "--manifest-path",
-        "guest-kernel/Cargo.toml",
-    ];
-    step::run("fmt guest-kernel", workspace(&kernel))?;
+    for package in cargo::BARE_METAL {
+        format_one(&format!("{package}/Cargo.toml"))?;
+    }
+    format_one(cargo::UEFI_MANIFEST)
+}
+
+fn format_one(manifest: &str) -> anyhow::Result<()> {
+    let check = ["fmt", "--check", "--manifest-path", manifest];
+    step::run(&format!("fmt {manifest}"), workspace(&check))?;
     Ok(())
 }
 
@@ -38,9 +40,14 @@ pub(super) fn clippy() -> anyhow::Result<()> {
         "warnings",
     ];
     step::run("clippy workspace", workspace(&args))?;
-    let mut kernel = kernel("clippy")?;
-    kernel.args(["--", "-D", "warnings"]);
-    step::run("clippy guest-kernel", kernel)?;
+    for package in cargo::BARE_METAL {
+        let mut kernel = cargo::bare_metal_cargo(package, "clippy")?;
+        kernel.args(["--", "-D", "warnings"]);
+        step::run(&format!("clippy {package}"), kernel)?;
+    }
+    let mut uefi = cargo::uefi_cargo("clippy")?;
+    uefi.args(["--", "-D", "warnings"]);
+    step::run("clippy guest-kernel/uefi", uefi)?;
     drivers()
 }
 
@@ -67,18 +74,12 @@ pub(super) fn documentation() -> anyhow::Result<()> {
     let mut command = workspace(&["doc", "--workspace", "--no-deps"]);
     command.env("RUSTDOCFLAGS", "-D warnings");
     step::run("doc workspace", command)?;
-    let mut kernel = kernel("doc")?;
-    kernel
-        .args(["--no-deps", "--document-private-items"])
-        .env("RUSTDOCFLAGS", "-D warnings");
-    step::run("doc guest-kernel", kernel)?;
-    Ok(())
-}
-
-fn kernel(subcommand: &str) -> anyhow::Result<Command> {
-    let mut command = cargo::guest_kernel_cargo(subcommand)?;
-    command
-        .arg("--target-dir")
-        .arg(cargo::target_dir().join("guest-kernel"));
-    Ok(command)
+    for package in cargo::BARE_METAL {
+        let mut kernel = cargo::bare_metal_cargo(package, "doc")?;
+        kernel
+            .args(["--no-deps", "--document-private-items"])
+            .env("RUSTDOCFLAGS", "-D warnings");
+        step::run(&format!("doc {package}"), kernel)?;
+    }
+    publish::documentation()
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every tier, cheapest first; the first failure ends the run.
 
 mod deny;
+mod kernels;
 mod lints;
 mod module;
 mod natively;
@@ -30,7 +31,7 @@ struct Tier {
 }
 
 /// All tiers in the order they run.
-const TIERS: [Tier; 7] = [
+const TIERS: [Tier; 8] = [
     Tier {
         name: "fmt",
         about: "the format of every file",
@@ -55,6 +56,11 @@ const TIERS: [Tier; 7] = [
         name: "module",
         about: "vmbus-proto as a part of a Linux kernel module",
         run: module::run,
+    },
+    Tier {
+        name: "kernels",
+        about: "the example kernels, and what the drivers weigh in one",
+        run: kernels::run,
     },
     Tier {
         name: "native",

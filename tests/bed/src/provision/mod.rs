@@ -12,12 +12,14 @@ mod hyperv_daemons;
 pub mod kernel;
 pub mod kernel_rustc;
 mod l1_kernel;
+mod ovmf;
 mod qemu;
 pub mod rust_src;
 
 pub use carried::Carried;
 pub use hyperv_daemons::hyperv_daemons;
 pub use l1_kernel::busybox;
+pub use ovmf::Ovmf;
 pub use qemu::Qemu;
 
 use crate::error::Result;
@@ -26,6 +28,8 @@ use kernel::{Kernel, Series};
 /// Fetches everything the bed needs, so that nothing later has to wait for the network.
 pub fn everything() -> Result<()> {
     Qemu::get()?;
+    Carried::qemu()?;
+    Ovmf::get()?;
     Carried::qemu_tools()?;
     Carried::net_tools()?;
     Carried::iproute()?;

@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 /// The bare-metal target.
 pub const TARGET: &str = "x86_64-unknown-none";
 
+/// UEFI firmware's target.
+pub const TARGET_UEFI: &str = "x86_64-unknown-uefi";
+
 /// The 32-bit target: any will do that has no more than `core` and `alloc` to offer here.
 pub const TARGET_32: &str = "i686-unknown-linux-gnu";
 
