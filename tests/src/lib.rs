@@ -29,6 +29,7 @@
 //! * What a story has seen a guest kernel do, it says by [`Story::proves`]; `docs/guests.md` is made
 //!   of that, where the story passes ([`Record`]).
 //! * `VMBUS_SOAK=1` asks for long counts: see [`Story::count`].
+//! * `VMBUS_BENCH=1` asks for measurements instead of stories: see [`measure`].
 
 mod feature;
 mod pool;
@@ -40,5 +41,5 @@ mod story;
 pub use feature::Feature;
 pub use pool::BED_DEATHS_ALLOWED;
 pub use record::{Proof, Record};
-pub use runner::{Entry, Topic, run};
+pub use runner::{Entry, Topic, measure, run};
 pub use story::{Story, is_soak};

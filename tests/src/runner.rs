@@ -41,6 +41,16 @@ pub type Topic = (&'static str, &'static [Entry]);
 
 /// Runs the stories of `topics` that the command line asks for; the `main` of the test target.
 pub fn run(topics: &[Topic]) -> ExitCode {
+    // The record is the test command's; a soak may take days, and proves nothing else.
+    tell_all(topics, !story::is_soak())
+}
+
+/// The same for what is measured and proves nothing.
+pub fn measure(topics: &[Topic]) -> ExitCode {
+    tell_all(topics, false)
+}
+
+fn tell_all(topics: &[Topic], recorded: bool) -> ExitCode {
     let mut arguments = Arguments::from_args();
     let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
     arguments.test_threads.get_or_insert(WORKERS.min(cores));
@@ -74,8 +84,7 @@ pub fn run(topics: &[Topic]) -> ExitCode {
     }
     let told = std::mem::take(&mut *told.lock().unwrap_or_else(PoisonError::into_inner));
     told.print_longest();
-    // The record is the test command's; a soak may take days, and proves nothing else.
-    if !story::is_soak()
+    if recorded
         && !arguments.list
         && let Err(error) = Record::update(all, &told.names, told.passed)
     {

@@ -204,6 +204,18 @@ pub(crate) struct Linux {
 }
 
 impl Linux {
+    /// One that `process` boots from an initramfs of [`bed::guest_initramfs`], with its console at
+    /// standard input and output; waits for its shell.
+    pub(crate) fn of(process: Process) -> anyhow::Result<Self> {
+        let mut linux = Self {
+            process,
+            read: 0,
+            debian: false,
+        };
+        linux.wait_ready()?;
+        Ok(linux)
+    }
+
     /// Waits for the shell, after a start or restart.
     pub(crate) fn wait_ready(&mut self) -> anyhow::Result<()> {
         if self.debian {

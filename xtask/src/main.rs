@@ -3,6 +3,7 @@
 //! * `demo` boots the guest kernel on `host-vsp` and tells the story ([`demo`]).
 //! * `test` runs every tier and stops at the first that fails ([`mod@test`]).
 //! * `soak` tells the stories with long counts ([`test::soak`]).
+//! * `bench` measures in the bed ([`test::bench`]).
 //! * `bed` runs a command in a guest with somebody's own kernel ([`bed_command`]).
 //! * `publish-check` says whether the crates could be published ([`publish`]).
 //! * `table` writes what the stories have proven of guests into their table ([`table`]).
@@ -18,7 +19,7 @@ mod test;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "The one door: demo, test, soak, bed")]
@@ -38,6 +39,11 @@ enum Task {
         /// Only stories whose name contains this
         filter: Option<String>,
     },
+    /// Measure in the bed, next to QEMU; nothing passes or fails by a number
+    Bench {
+        /// What to measure
+        what: Bench,
+    },
     /// Run a command in a guest with your own kernel, for work on Linux's Hyper-V drivers
     Bed(Box<bed_command::Options>),
     /// Package the crates as for publishing, and compare their interfaces with an earlier revision's
@@ -46,6 +52,13 @@ enum Task {
     Table,
     /// Fetch what the bed needs, so that nothing later waits for the network
     Provision,
+}
+
+/// What there is to be measured.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Bench {
+    /// The network adapter against virtio-net, at the same tap
+    Network,
 }
 
 fn main() -> ExitCode {
@@ -59,6 +72,9 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Soak { filter } => test::soak(filter.as_deref()),
         Task::PublishCheck(options) => publish::check(&options),
+        Task::Bench {
+            what: Bench::Network,
+        } => test::bench("network"),
         Task::Table => table::write(),
         Task::Provision => bed::provision::everything().map_err(Into::into),
     };

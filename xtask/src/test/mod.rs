@@ -106,6 +106,16 @@ pub(crate) fn soak(filter: Option<&str>) -> anyhow::Result<()> {
     step::show("soak", command)
 }
 
+/// Measurements in the bed.
+pub(crate) fn bench(what: &str) -> anyhow::Result<()> {
+    bed::provision::everything()?;
+    let mut command = tell_stories();
+    command
+        .env("VMBUS_BENCH", "1")
+        .args([&format!("bench::{what}"), "--exact", "--nocapture"]);
+    step::show("bench", command)
+}
+
 fn stories() -> anyhow::Result<()> {
     // Fetched here, with progress, rather than in the middle of the first story.
     bed::provision::everything()?;
