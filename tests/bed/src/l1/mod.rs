@@ -46,7 +46,8 @@ const TRANSFER_DEADLINE: Duration = Duration::from_secs(120);
 /// `oops=panic panic=-1` together with `-no-reboot` ends QEMU when L1 is no longer sound.
 /// What guards against a processor's flaws is of no use where it is emulated, and takes a quarter of
 /// the time. Its timer is not tried at boot: on a busy machine that goes wrong.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet oops=panic panic=-1 mitigations=off no_timer_check";
+const KERNEL_ARGUMENTS: &str =
+    "console=ttyS0 quiet oops=panic panic=-1 mitigations=off no_timer_check";
 
 /// For the bed's own small commands in L1.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
