@@ -21,7 +21,7 @@ const SEMVER_CHECKS: &str = "0.51.0";
 /// Options of `cargo xtask publish-check`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// The revision whose interfaces must still be there [default: the last tag, else HEAD]
+    /// The revision whose interfaces must still be there [default: the last tag]
     #[arg(long, value_name = "REVISION")]
     baseline_rev: Option<String>,
 }
@@ -78,7 +78,7 @@ fn in_workspace(mut command: Command) -> Command {
     command
 }
 
-/// The last tag before HEAD, or HEAD itself where there is none.
+/// The last tag before HEAD: compared with itself, HEAD would always pass.
 fn last_tag() -> anyhow::Result<String> {
     let mut git = in_workspace(Command::new("git"));
     let output = git
@@ -86,10 +86,11 @@ fn last_tag() -> anyhow::Result<String> {
         .output()
         .context("git")?;
     let tag = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    Ok(match output.status.success() && !tag.is_empty() {
-        true => tag,
-        false => "HEAD".to_owned(),
-    })
+    ensure!(
+        output.status.success() && !tag.is_empty(),
+        "there is no tag to compare with: name a revision with --baseline-rev"
+    );
+    Ok(tag)
 }
 
 /// `cargo-semver-checks` of the path, else the one in the cache, built there once.
