@@ -34,20 +34,24 @@ pub const FLAG_SAMPLE: u8 = 2;
 /// 100 ns since the beginning of the year 1601, in UTC.
 pub const UNIX_EPOCH: u64 = 116_444_736_000_000_000;
 
+/// Units of 100 ns in a second.
+const UNITS_PER_SECOND: u64 = 10_000_000;
+
 /// A time on the wall clock of these messages, from the time since the beginning of the year
 /// 1970; as late as the clock can say where it is later.
 pub fn wall_clock(since_unix_epoch: Duration) -> u64 {
-    let units = since_unix_epoch.as_nanos().checked_div(100);
-    units
-        .and_then(|units| u64::try_from(units).ok())
-        .and_then(|units| units.checked_add(UNIX_EPOCH))
-        .unwrap_or(u64::MAX)
+    // Not by `as_nanos`: kernels have no division of 128 bits.
+    let units = u64::from(since_unix_epoch.subsec_nanos() / 100);
+    since_unix_epoch
+        .as_secs()
+        .saturating_mul(UNITS_PER_SECOND)
+        .saturating_add(units)
+        .saturating_add(UNIX_EPOCH)
 }
 
 /// The time since the beginning of the year 1970 that this wall clock shows; `None` where it is
 /// earlier.
 pub fn since_unix_epoch(wall_clock: u64) -> Option<Duration> {
-    const UNITS_PER_SECOND: u64 = 10_000_000;
     let units = wall_clock.checked_sub(UNIX_EPOCH)?;
     let nanoseconds = ((units % UNITS_PER_SECOND) as u32).saturating_mul(100);
     Some(Duration::new(units / UNITS_PER_SECOND, nanoseconds))
