@@ -5,12 +5,14 @@
 //! * `soak` tells the stories with long counts ([`test::soak`]).
 //! * `bench` measures in the bed ([`test::bench`]).
 //! * `bed` runs a command in a guest with somebody's own kernel ([`bed_command`]).
+//! * `module` builds our modules for a Linux kernel ([`module`]).
 //! * `publish-check` says whether the crates could be published ([`publish`]).
 //! * `table` writes what the stories have proven of guests into their table ([`table`]).
 //! * `provision` only fetches and builds what the bed needs.
 
 mod bed_command;
 mod demo;
+mod module;
 mod place;
 mod publish;
 mod step;
@@ -46,6 +48,8 @@ enum Task {
     },
     /// Run a command in a guest with your own kernel, for work on Linux's Hyper-V drivers
     Bed(Box<bed_command::Options>),
+    /// Build the modules for Linux guests, for Debian's kernel or your own
+    Module(module::Options),
     /// Package the crates as for publishing, and compare their interfaces with an earlier revision's
     PublishCheck(publish::Options),
     /// Write into docs/guests.md what the stories of the last run have proven
@@ -71,6 +75,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Soak { filter } => test::soak(filter.as_deref()),
+        Task::Module(options) => module::run(&options),
         Task::PublishCheck(options) => publish::check(&options),
         Task::Bench {
             what: Bench::Network,

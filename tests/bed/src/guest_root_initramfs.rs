@@ -7,7 +7,7 @@ use std::fs;
 use crate::cpio::{Archive, DIRECTORY, LINK, PROGRAM};
 use crate::error::{AtPath, Result};
 use crate::provision::busybox;
-use crate::provision::kernel::Kernel;
+use crate::provision::kernel::{Kernel, Module};
 
 /// What the way to the disk needs.
 const LOADED: [&str; 4] = ["hv_vmbus", "hv_storvsc", "sd_mod", "ext4"];
@@ -33,9 +33,9 @@ const AT_HAND: [&str; 13] = [
 /// What the guest runs first.
 const INIT: &str = include_str!("guest_root_init.sh");
 
-/// Builds the archive for `kernel`. `files` are further programs by name, which the guest has in
-/// `/run/bed`.
-pub fn build(kernel: &Kernel, files: &[(&str, &[u8])]) -> Result<Vec<u8>> {
+/// Builds the archive for `kernel`. `updates` are modules besides the kernel's own, which the guest
+/// has where `modprobe` looks first; `files` are further programs by name, which it has in `/run/bed`.
+pub fn build(kernel: &Kernel, updates: &[Module], files: &[(&str, &[u8])]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     let version = format!("lib/modules/{}", kernel.version());
     for dir in [
@@ -60,6 +60,10 @@ pub fn build(kernel: &Kernel, files: &[(&str, &[u8])]) -> Result<Vec<u8>> {
             PROGRAM,
             &module.bytes,
         );
+    }
+    archive.add(&format!("{version}/updates"), DIRECTORY, &[]);
+    for Module { name, bytes } in updates {
+        archive.add(&format!("{version}/updates/{name}.ko"), PROGRAM, bytes);
     }
     let load: String = kernel
         .modules(&LOADED)?

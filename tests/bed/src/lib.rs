@@ -8,6 +8,7 @@
 //!   installed and root is not needed.
 //! * [`cargo`] builds what runs in the bed: `host-vsp` (static), `guest-kernel`, the L1 agent.
 //! * [`l1`] boots an L1 and runs commands in it.
+//! * [`linux_module`] builds our modules for Linux guests.
 //! * [`numbered`] is what a stock Linux guest writes where its host is to be killed.
 //! * [`pattern`] is what the guest kernel writes.
 //! * [`progress`] tells the user what takes time.
@@ -57,6 +58,7 @@ pub mod guest_initramfs;
 pub mod guest_root_initramfs;
 mod initramfs;
 pub mod l1;
+pub mod linux_module;
 pub mod numbered;
 pub mod pattern;
 pub mod progress;

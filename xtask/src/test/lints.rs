@@ -1,4 +1,4 @@
-//! Format, lints and documentation, of the workspace and of the kernels beside it.
+//! Format, lints and documentation, of the workspace and of what is beside it.
 
 use std::process::Command;
 
@@ -20,8 +20,18 @@ pub(super) fn format() -> anyhow::Result<()> {
     for package in cargo::BARE_METAL {
         format_one(&format!("{package}/Cargo.toml"))?;
     }
-    format_one(cargo::UEFI_MANIFEST)
+    format_one(cargo::UEFI_MANIFEST)?;
+    let mut modules = Command::new("rustfmt");
+    modules
+        .current_dir(cargo::workspace().join("linux-module"))
+        .arg("--check")
+        .args(MODULES);
+    step::run("fmt linux-module", modules)?;
+    Ok(())
 }
+
+/// The crates of `linux-module`, which no cargo knows.
+const MODULES: [&str; 3] = ["vmbus/lib.rs", "console/main.rs", "disk/main.rs"];
 
 fn format_one(manifest: &str) -> anyhow::Result<()> {
     let check = ["fmt", "--check", "--manifest-path", manifest];

@@ -3,7 +3,6 @@
 mod deny;
 mod kernels;
 mod lints;
-mod module;
 mod natively;
 
 use std::process::Command;
@@ -13,7 +12,7 @@ use anyhow::Context;
 use clap::Args;
 use e2e::Record;
 
-use crate::{step, table};
+use crate::{module, step, table};
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, Args)]
@@ -54,8 +53,8 @@ const TIERS: [Tier; 8] = [
     },
     Tier {
         name: "module",
-        about: "vmbus-proto as a part of a Linux kernel module",
-        run: module::run,
+        about: "the modules for Linux guests, and vmbus-proto in them",
+        run: module::for_tests,
     },
     Tier {
         name: "kernels",

@@ -108,7 +108,7 @@ fn kernel_parts(apt: &Apt, meta: &str) -> Result<Vec<String>> {
 }
 
 /// Downloads, checks and unpacks `packages` into `dir`, with a list of what they were.
-fn fetch(apt: &Apt, title: &str, packages: &[Package], dir: &Path) -> Result<()> {
+pub(super) fn fetch(apt: &Apt, title: &str, packages: &[Package], dir: &Path) -> Result<()> {
     let list = download(apt, title, packages, dir, |_, file| {
         output_of(Command::new("dpkg-deb").arg("-x").arg(file).arg(dir)).map(drop)
     })?;

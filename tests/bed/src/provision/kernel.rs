@@ -123,6 +123,27 @@ impl Kernel {
         name.to_string_lossy().into_owned()
     }
 
+    /// The version of the Debian packages that it was unpacked from.
+    pub(crate) fn package_version(&self) -> Result<String> {
+        let mut lists = self.modules.ancestors().map(|dir| dir.join("packages.txt"));
+        let list = lists.find(|it| it.is_file());
+        let text = match &list {
+            Some(path) => fs::read_to_string(path).at(path)?,
+            None => String::new(),
+        };
+        let suffix = format!("-{}", self.version());
+        let version = text.lines().find_map(|line| {
+            let (package, rest) = line.split_once(' ')?;
+            package.ends_with(&suffix).then(|| rest.split(' ').next())?
+        });
+        version.map(str::to_owned).ok_or_else(|| {
+            Error::Setup(format!(
+                "{} does not say which Debian packages it is of",
+                self.modules.display()
+            ))
+        })
+    }
+
     /// The named modules and those they depend on, each after what it needs. A module that is
     /// built in is left out.
     pub fn modules(&self, names: &[&str]) -> Result<Vec<Module>> {

@@ -10,12 +10,13 @@ pub mod debian;
 pub mod debian_root;
 mod hyperv_daemons;
 pub mod kernel;
-pub mod kernel_rustc;
 mod l1_kernel;
+pub mod module_kit;
 mod ovmf;
 mod qemu;
 pub mod rust_src;
 
+pub(crate) use apt::output_of;
 pub use carried::Carried;
 pub use hyperv_daemons::hyperv_daemons;
 pub use l1_kernel::busybox;
@@ -24,6 +25,7 @@ pub use qemu::Qemu;
 
 use crate::error::Result;
 use kernel::{Kernel, Series};
+use module_kit::{Flavour, Kit, kernel_of_the_bed};
 
 /// Fetches everything the bed needs, so that nothing later has to wait for the network.
 pub fn everything() -> Result<()> {
@@ -42,5 +44,6 @@ pub fn everything() -> Result<()> {
     hyperv_daemons()?;
     rust_src::bare_metal_route()?;
     debian_root::get()?;
+    Kit::get(&kernel_of_the_bed(Flavour::CloudAmd64)?)?;
     Ok(())
 }
