@@ -1,4 +1,4 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* What the crate `disk_bindings` is made of. */
+/* What bindgen makes Rust declarations of. */
 
 #include "blk_helpers.h"

@@ -1,23 +1,65 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `vmbus_disk`.
+//! `vmbus_disk`: the disks of Hyper-V's SCSI controllers, as `/dev/vmd0` and so on.
+//!
+//! A device of the bus is a controller with logical units. Each unit that is a disk becomes a disk of
+//! the kernel, on blk-mq, without the SCSI layer in between: a request becomes a CDB in a packet, with
+//! the list of its pages, and the host's completion ends it.
+//!
+//! The module is for a class of its own, which loads it, and for the class of all storage controllers
+//! where an administrator says so (`driver_override`, or `new_id`).
 
+#[allow(dead_code)]
+mod blk;
+mod commands;
+mod controller;
+mod operations;
+mod outcome;
+mod port;
+mod scan;
+mod unit;
+
+use kernel::device::Core;
 use kernel::prelude::*;
+use kernel::sync::Arc;
+use vmbus_proto::storvsp::DISK_CLASS;
 
-module! {
-    type: Module,
-    name: "vmbus_disk",
-    authors: ["The vmbus authors"],
-    description: "VMBus disk",
-    license: "GPL",
+use controller::Controller;
+
+vmbus::vmbus_device_table!(
+    CLASSES,
+    <DiskDriver as vmbus::Driver>::IdInfo,
+    [(vmbus::DeviceId::class(DISK_CLASS), ())]
+);
+
+struct DiskDriver;
+
+/// What the driver keeps of a device.
+struct DeviceData {
+    controller: Arc<Controller>,
 }
 
-struct Module;
+impl vmbus::Driver for DiskDriver {
+    type IdInfo = ();
+    type Data<'bound> = DeviceData;
+    const ID_TABLE: vmbus::IdTable<()> = &CLASSES;
 
-impl kernel::Module for Module {
-    fn init(_module: &'static ThisModule) -> Result<Self> {
-        let class = vmbus_proto::console::CLASS;
-        pr_info!("the class is {:?}\n", class);
-        Ok(Self)
+    fn probe<'bound>(
+        dev: &'bound vmbus::Device<Core<'_>>,
+        _info: Option<&'bound ()>,
+    ) -> impl PinInit<DeviceData, Error> + 'bound {
+        Controller::open(dev).map(|controller| DeviceData { controller })
     }
+
+    fn unbind<'bound>(_dev: &'bound vmbus::Device<Core<'_>>, data: Pin<&DeviceData>) {
+        data.controller.stop();
+    }
+}
+
+vmbus::module_vmbus_driver! {
+    type: DiskDriver,
+    name: "vmbus_disk",
+    authors: ["The vmbus authors"],
+    description: "Disks of Hyper-V's SCSI controllers",
+    license: "GPL",
 }

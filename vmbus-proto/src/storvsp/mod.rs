@@ -27,6 +27,10 @@ pub use srb::{
 /// Class of the synthetic SCSI controller.
 pub const SCSI_CLASS: Guid = Guid::new(0xba6163d9, 0x04a1, 0x4d29, 0xb605, 0x72e2ffb1dc7f);
 
+/// Class of a controller that speaks this protocol, and that drivers for [`SCSI_CLASS`] leave alone.
+/// It is this project's own: a host offers it where its user asks for that.
+pub const DISK_CLASS: Guid = Guid::new(0x9a7f3c52, 0x1e84, 0x4b6d, 0xa3c0, 0x5d2e8f719b46);
+
 /// Bytes of a [`VstorPacket`] from protocol version 5.1 on.
 pub const PACKET_SIZE: usize = 64;
 

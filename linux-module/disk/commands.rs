@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Commands of the driver's own: the conversation with the controller, and with its units.
+
+use kernel::prelude::*;
+use kernel::time::msecs_to_jiffies;
+use vmbus_proto::scsi::Cdb;
+use vmbus_proto::storvsp::{
+    status, ChannelProperties, Operation as Wire, ProtocolVersion, Srb, VstorPacket, DATA_IN,
+    DATA_NONE,
+};
+
+use crate::blk::{CommandQueue, DeviceMemory};
+use crate::operations::{Command, DiskOperations};
+use crate::outcome::{outcome, Outcome};
+use crate::port::Port;
+
+/// How long a command may take, in milliseconds.
+const TIMEOUT: u32 = 30_000;
+
+/// How often a command is sent, where the unit has news each time.
+const ATTEMPTS: u32 = 5;
+
+/// Who carries commands out.
+pub(crate) struct Commands(pub(crate) CommandQueue<DiskOperations>);
+
+impl Commands {
+    /// The conversation that begins every use of a controller; returns what it says of itself.
+    pub(crate) fn initialize(&self, port: &Port) -> Result<ChannelProperties> {
+        self.expect_done(&VstorPacket::request(Wire::BeginInitialization))?;
+        let version = self.agree()?;
+        port.set_version(version);
+        let properties = self
+            .expect_done(&VstorPacket::request(Wire::QueryProperties))?
+            .properties();
+        self.expect_done(&VstorPacket::request(Wire::EndInitialization))?;
+        Ok(properties)
+    }
+
+    /// The newest version that the host speaks, too.
+    fn agree(&self) -> Result<ProtocolVersion> {
+        for version in ProtocolVersion::NEWEST_FIRST {
+            let packet = VstorPacket::query_protocol_version(version as u16);
+            if self.ask(&packet)?.status.get() == status::SUCCESS {
+                return Ok(version);
+            }
+        }
+        Err(EPROTO)
+    }
+
+    fn expect_done(&self, packet: &VstorPacket) -> Result<VstorPacket> {
+        let answer = self.ask(packet)?;
+        match answer.status.get() {
+            status::SUCCESS => Ok(answer),
+            _ => Err(EPROTO),
+        }
+    }
+
+    fn ask(&self, packet: &VstorPacket) -> Result<VstorPacket> {
+        self.execute(packet, 0).map(|(answer, _)| answer)
+    }
+
+    /// Sends a SCSI command to a unit, again while that has news; the data goes to `data`. Returns how
+    /// many bytes.
+    pub(crate) fn scsi(&self, lun: u8, cdb: Cdb, data: &mut [u8]) -> Result<usize> {
+        let length = data.len().min(DeviceMemory::SIZE) as u32;
+        let direction = if length == 0 { DATA_NONE } else { DATA_IN };
+        let srb = Srb::request(lun, cdb.to_bytes().as_slice(), direction, length);
+        let packet = VstorPacket::execute_srb(&srb);
+        for _ in 0..ATTEMPTS {
+            let (answer, memory) = self.execute(&packet, length)?;
+            match outcome(&answer, length) {
+                Outcome::Done(moved) => {
+                    let data = data.get_mut(..moved as usize).unwrap_or_default();
+                    return Ok(memory.map_or(0, |memory| memory.read(data)));
+                }
+                Outcome::Again => {}
+                Outcome::Failed(error) => return Err(error),
+            }
+        }
+        Err(EIO)
+    }
+
+    /// Sends a packet, with `length` bytes of memory, and waits for the answer.
+    fn execute(
+        &self,
+        packet: &VstorPacket,
+        length: u32,
+    ) -> Result<(VstorPacket, Option<DeviceMemory>)> {
+        let memory = match length {
+            0 => None,
+            _ => Some(DeviceMemory::new(GFP_KERNEL)?),
+        };
+        let (result, (answer, memory)) = self.0.execute(
+            msecs_to_jiffies(TIMEOUT) as u32,
+            |kept| {
+                kept.command = Some(Command {
+                    packet: *packet,
+                    length,
+                });
+                kept.answer = None;
+                kept.memory = memory;
+            },
+            |kept| (kept.answer.take(), kept.memory.take()),
+        )?;
+        result?;
+        Ok((answer.ok_or(EIO)?, memory))
+    }
+}
