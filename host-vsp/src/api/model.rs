@@ -325,7 +325,8 @@ pub struct DiskConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// The controller it is put on, `scsi` and a number; made where it is not there yet. By
-    /// default `scsi0`.
+    /// default `scsi0`. One whose name is `vmd` and a number is of a class that only the driver
+    /// `vmbus_disk` binds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controller: Option<String>,
     /// Its LUN there, 0 to 63; by default the first free one.

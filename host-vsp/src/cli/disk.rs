@@ -10,7 +10,7 @@ pub const USAGE: &str = "path=FILE[,KEY=VALUE]...";
 
 /// What may follow the path, for messages.
 const KEYS: &str = "type=disk|dvd, format=raw|qcow2|vhd|vhdx, readonly=on, backing_files=on, \
-                    id=NAME, controller=scsiN, lun=N, block-size=4096, serial=TEXT";
+                    id=NAME, controller=scsiN|vmdN, lun=N, block-size=4096, serial=TEXT";
 
 /// A disk as it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]

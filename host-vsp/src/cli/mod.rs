@@ -107,7 +107,7 @@ pub struct Run {
     pub cpus: u32,
 
     /// A disk: an image or a block device; may be given several times. Keys: type=disk|dvd,
-    /// format=raw|qcow2|vhd|vhdx, readonly=on, backing_files=on, id=NAME, controller=scsiN, lun=N,
+    /// format=raw|qcow2|vhd|vhdx, readonly=on, backing_files=on, id=NAME, controller=scsiN|vmdN, lun=N,
     /// block-size=4096, serial=TEXT (a comma in a value is written twice). Without a format the name
     /// of the image says it, and all but .qcow2, .vhd and .vhdx is raw. With type=dvd it is a DVD
     /// drive, and the image its medium

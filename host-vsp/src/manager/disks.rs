@@ -1,5 +1,7 @@
 //! Disks by name, and the controllers they are on.
 
+use std::fmt;
+
 use vmbus_proto::guid::Guid;
 use vmbus_proto::scsi::SECTOR;
 
@@ -7,14 +9,11 @@ use super::unit::{OpenDisk, OpenUnit, What};
 use super::{Devices, Manager};
 use crate::api::Error;
 use crate::api::model::{Disk, DiskType, State};
-use crate::storage::{Controller, ControllerHandle, Format};
+use crate::storage::{Controller, ControllerClass, ControllerHandle, Format};
 use crate::vmbus::DeviceId;
 
-/// Controllers of a machine: `scsi0` to `scsi7`.
+/// Controllers of a machine, of each class: `scsi0` to `scsi7`, `vmd0` to `vmd7`.
 const MAX_CONTROLLERS: u16 = 8;
-
-/// The controller of a disk that names none.
-const FIRST_CONTROLLER: &str = "scsi0";
 
 /// A controller on the bus.
 pub(super) struct Place {
@@ -26,24 +25,52 @@ pub(super) struct Place {
 
 /// A disk or drive on a controller.
 pub(super) struct Attached {
-    controller: u16,
+    controller: ControllerName,
     pub(super) lun: u8,
     pub(super) what: What,
 }
 
-pub(super) fn controller_name(number: u16) -> String {
-    format!("scsi{number}")
+/// The name of a controller, which says its class. By default the first one of Hyper-V's class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ControllerName {
+    class: ControllerClass,
+    number: u16,
 }
 
-pub(super) fn controller_number(name: &str) -> Option<u16> {
-    let number = name.strip_prefix("scsi")?.parse().ok()?;
-    // One name for each: not `scsi00`.
-    (number < MAX_CONTROLLERS && controller_name(number) == name).then_some(number)
+impl ControllerName {
+    /// The controller of this name, if there can be one.
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        let of_class = |class, digits: &str| {
+            let number = digits.parse().ok()?;
+            let found = Self { class, number };
+            // One name for each: not `scsi00`.
+            (number < MAX_CONTROLLERS && found.to_string() == name).then_some(found)
+        };
+        let scsi = name.strip_prefix("scsi");
+        let disk = name.strip_prefix("vmd");
+        scsi.and_then(|digits| of_class(ControllerClass::Scsi, digits))
+            .or_else(|| of_class(ControllerClass::Disk, disk?))
+    }
+
+    /// Its instance: disks' names for the guest are made from it, so it stays the same.
+    fn instance(self) -> Guid {
+        let class = match self.class {
+            ControllerClass::Scsi => 0,
+            ControllerClass::Disk => 0x100,
+        };
+        let number = 1 + class + u64::from(self.number);
+        Guid::new(0x2a4c_9d11, 0x6f0b, 0x4c57, 0x8e21, number)
+    }
 }
 
-/// Instance of a controller: disks' names for the guest are made from it, so it stays the same.
-fn instance(number: u16) -> Guid {
-    Guid::new(0x2a4c_9d11, 0x6f0b, 0x4c57, 0x8e21, 1 + u64::from(number))
+impl fmt::Display for ControllerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix = match self.class {
+            ControllerClass::Scsi => "scsi",
+            ControllerClass::Disk => "vmd",
+        };
+        write!(f, "{prefix}{}", self.number)
+    }
 }
 
 impl Manager {
@@ -59,13 +86,16 @@ impl Manager {
             DiskType::Dvd => "dvd",
         };
         let id = devices.name(config.id, kind)?;
-        let controller = config.controller.as_deref().unwrap_or(FIRST_CONTROLLER);
-        let number = controller_number(controller).ok_or_else(|| {
-            let last = controller_name(MAX_CONTROLLERS - 1);
-            Error::BadRequest(format!(
-                "{controller:?} is no controller: use {FIRST_CONTROLLER} to {last}"
-            ))
-        })?;
+        let controller = match &config.controller {
+            None => ControllerName::default(),
+            Some(name) => ControllerName::parse(name).ok_or_else(|| {
+                let last = MAX_CONTROLLERS - 1;
+                Error::BadRequest(format!(
+                    "{name:?} is no controller: use scsi0 to scsi{last}, or, for a guest with the \
+                     driver vmbus_disk, vmd0 to vmd{last}"
+                ))
+            })?,
+        };
         if let Some(serial) = &config.serial
             && devices.has_serial(serial)?
         {
@@ -75,7 +105,7 @@ impl Manager {
             )));
         }
         let (lun, what) =
-            match devices.controllers.get(&number) {
+            match devices.controllers.get(&controller) {
                 Some(place) if place.is_leaving => {
                     return Err(Error::Conflict(format!(
                         "{controller} is being removed: try again when it is gone"
@@ -93,13 +123,13 @@ impl Manager {
                 }
                 None => {
                     let lun = config.lun.unwrap_or(0);
-                    let (place, what) = self.offer(number, lun, unit)?;
-                    devices.controllers.insert(number, place);
+                    let (place, what) = self.offer(controller, lun, unit)?;
+                    devices.controllers.insert(controller, place);
                     (lun, what)
                 }
             };
         let attached = Attached {
-            controller: number,
+            controller,
             lun,
             what,
         };
@@ -109,12 +139,14 @@ impl Manager {
     }
 
     /// A new controller with its first disk.
-    fn offer(&self, number: u16, lun: u8, unit: OpenUnit) -> Result<(Place, What), Error> {
+    fn offer(&self, name: ControllerName, lun: u8, unit: OpenUnit) -> Result<(Place, What), Error> {
         let failed = |error: &dyn std::fmt::Display| {
             Error::Failed(format!("there can be no storage controller: {error}"))
         };
-        let controller = Controller::new(instance(number)).map_err(|error| failed(&error))?;
-        let controller = controller.with_channels_for(self.machine.config().cpus);
+        let controller = Controller::new(name.instance()).map_err(|error| failed(&error))?;
+        let controller = controller
+            .with_class(name.class)
+            .with_channels_for(self.machine.config().cpus);
         let handle = controller.disks();
         let what = unit.attach(&handle, lun)?;
         let device = self.machine.bus().offer(Box::new(controller));
@@ -127,7 +159,7 @@ impl Manager {
     }
 
     /// Takes a controller from the guest, and all its disks.
-    pub(super) fn remove_controller(&self, number: u16) -> Result<(), Error> {
+    pub(super) fn remove_controller(&self, name: ControllerName) -> Result<(), Error> {
         if self.state() == State::Paused {
             return Err(Error::Conflict(
                 "the machine is paused, so the guest cannot let go of its disks: resume it first"
@@ -136,22 +168,21 @@ impl Manager {
         }
         let (device, handle) = {
             let mut devices = self.devices();
-            let place = devices.controllers.get_mut(&number);
+            let place = devices.controllers.get_mut(&name);
             let place = place.filter(|place| !place.is_leaving).ok_or_else(|| {
                 Error::NotFound(format!(
-                    "there is no controller {}: vm.info lists what there is",
-                    controller_name(number)
+                    "there is no controller {name}: vm.info lists what there is"
                 ))
             })?;
             place.is_leaving = true;
             let found = (place.device, place.handle.clone());
-            devices.disks.retain(|_, disk| disk.controller != number);
+            devices.disks.retain(|_, disk| disk.controller != name);
             found
         };
         // It may take its time, in which others may ask how the machine is.
         let retired = handle.retire();
         self.machine.bus().rescind(device);
-        self.devices().controllers.remove(&number);
+        self.devices().controllers.remove(&name);
         Ok(retired?)
     }
 
@@ -197,10 +228,7 @@ impl Devices {
     pub(super) fn handle(&self, disk: &Attached) -> Result<&ControllerHandle, Error> {
         let place = self.controllers.get(&disk.controller);
         place.map(|place| &place.handle).ok_or_else(|| {
-            Error::Failed(format!(
-                "the disk's controller {} is gone",
-                controller_name(disk.controller)
-            ))
+            Error::Failed(format!("the disk's controller {} is gone", disk.controller))
         })
     }
 
@@ -218,7 +246,7 @@ impl Devices {
         let mut told = Disk {
             id: id.into(),
             kind: DiskType::Dvd,
-            controller: controller_name(disk.controller),
+            controller: disk.controller.to_string(),
             lun: disk.lun,
             path: None,
             format: Format::Raw,
@@ -246,5 +274,28 @@ impl Devices {
             }
         }
         Ok(told)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_controller_has_one_name() {
+        let mut instances = Vec::new();
+        for name in ["scsi0", "scsi7", "vmd0", "vmd7"] {
+            let controller = ControllerName::parse(name).expect(name);
+            assert_eq!(controller.to_string(), name);
+            instances.push(controller.instance());
+        }
+        instances.dedup();
+        assert_eq!(instances.len(), 4);
+        for name in [
+            "scsi", "scsi8", "scsi00", "vmd", "vmd8", "vmd-1", "vmd+1", "ide0", "Scsi0",
+        ] {
+            assert_eq!(ControllerName::parse(name), None, "{name}");
+        }
+        assert_eq!(ControllerName::default().to_string(), "scsi0");
     }
 }

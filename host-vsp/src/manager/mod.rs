@@ -24,7 +24,7 @@ use crate::ic::{Life, Services, ShutdownKind};
 use crate::keyboard::Keyboard;
 use crate::machine::{Machine, RunState};
 use crate::storage::{AttachError, ChangeError, Medium};
-use disks::{Attached, Place, controller_number};
+use disks::{Attached, ControllerName, Place};
 pub use net::OpenNet;
 pub use unit::OpenDisk;
 use unit::What;
@@ -44,8 +44,7 @@ pub struct Manager {
 
 #[derive(Default)]
 struct Devices {
-    /// By number: `scsi` and the number is the name.
-    controllers: BTreeMap<u16, Place>,
+    controllers: BTreeMap<ControllerName, Place>,
     disks: BTreeMap<String, Attached>,
     nets: BTreeMap<String, net::Plugged>,
 }
@@ -130,7 +129,7 @@ impl Devices {
                 "{id:?} is no name for a device: use letters, digits, '-', '_' and '.', at most 64"
             )));
         }
-        if taken(&id) || controller_number(&id).is_some() {
+        if taken(&id) || ControllerName::parse(&id).is_some() {
             return Err(Error::Conflict(format!(
                 "there is already a device {id}: give this one another name"
             )));
@@ -342,8 +341,8 @@ impl Vm for Manager {
 
     fn remove_device(&self, id: &str) -> Result<(), Error> {
         self.still_there()?;
-        if let Some(number) = controller_number(id) {
-            return self.remove_controller(number);
+        if let Some(name) = ControllerName::parse(id) {
+            return self.remove_controller(name);
         }
         let mut devices = self.devices();
         if let Some(net) = devices.nets.remove(id) {

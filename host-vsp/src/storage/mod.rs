@@ -32,7 +32,7 @@ pub use buffer::{BufferError, GuestBuffer};
 pub use handle::{AttachError, ChangeError, ControllerHandle};
 pub use medium::Medium;
 pub use port::MAX_IN_FLIGHT;
-pub use vsp::{Controller, Disk, MAX_LUNS, MAX_SUB_CHANNELS};
+pub use vsp::{Controller, ControllerClass, Disk, MAX_LUNS, MAX_SUB_CHANNELS};
 
 /// Bytes of the unit in which backends count, and of the smaller [`BlockSize`].
 pub const BLOCK_SIZE: u64 = 512;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use vmbus_proto::guid::Guid;
 use vmbus_proto::message::OfferChannel;
-use vmbus_proto::storvsp::{ProtocolVersion, SCSI_CLASS};
+use vmbus_proto::storvsp::{DISK_CLASS, ProtocolVersion, SCSI_CLASS};
 
 use super::backend::{Backend, Format, OpenError, Qcow2File, RawFile, ServedFile};
 use super::block::BlockSize;
@@ -91,8 +91,29 @@ impl<B: Backend + 'static> From<B> for Disk {
     }
 }
 
+/// Which drivers a controller is for. All of them speak the same protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ControllerClass {
+    /// Hyper-V's own: every guest's storage driver binds it.
+    #[default]
+    Scsi,
+    /// This project's: only a driver that knows it, such as `linux-module`'s `vmbus_disk`.
+    Disk,
+}
+
+impl ControllerClass {
+    /// The class of the offer.
+    pub const fn guid(self) -> Guid {
+        match self {
+            Self::Scsi => SCSI_CLASS,
+            Self::Disk => DISK_CLASS,
+        }
+    }
+}
+
 /// A SCSI controller with its disks.
 pub struct Controller {
+    class: ControllerClass,
     // Before the engine: a lane ends before its threads.
     port: Port,
     engine: Arc<Engine<(Request, Transfer)>>,
@@ -121,10 +142,18 @@ impl Controller {
         let lane = engine.lane()?;
         let shared = Arc::new(Shared::new(instance, lane.waker()?));
         Ok(Self {
+            class: ControllerClass::default(),
             port: Port::new(shared, lane, Conversation::primary(0)),
             engine: Arc::new(engine),
             max_sub_channels: 0,
         })
+    }
+
+    /// For other drivers than every guest's. Before it is offered.
+    #[must_use]
+    pub fn with_class(mut self, class: ControllerClass) -> Self {
+        self.class = class;
+        self
     }
 
     /// Lets guests ask for sub-channels: one channel for each of `vp_count` processors, up to
@@ -163,7 +192,7 @@ impl Drop for Controller {
 
 impl Vsp for Controller {
     fn offer(&self) -> OfferChannel {
-        plain_offer(SCSI_CLASS, self.port.shared.instance())
+        plain_offer(self.class.guid(), self.port.shared.instance())
     }
 
     fn opened(&mut self) {
@@ -195,6 +224,7 @@ impl Vsp for Controller {
         let version = version.filter(|_| index <= self.max_sub_channels);
         let version = version.ok_or(io::ErrorKind::Unsupported)?;
         Ok(Box::new(SubChannel {
+            class: self.class,
             port: Port::new(
                 Arc::clone(&self.port.shared),
                 self.engine.lane()?,
@@ -248,6 +278,7 @@ fn bad(reason: String) -> StateError {
 /// A further channel to a controller's disks. It only carries commands: the initialization and
 /// what the guest is told of itself are the primary channel's.
 struct SubChannel {
+    class: ControllerClass,
     // Before the engine: a lane ends before its threads.
     port: Port,
     _engine: Arc<Engine<(Request, Transfer)>>,
@@ -256,7 +287,7 @@ struct SubChannel {
 
 impl Vsp for SubChannel {
     fn offer(&self) -> OfferChannel {
-        plain_offer(SCSI_CLASS, self.port.shared.instance())
+        plain_offer(self.class.guid(), self.port.shared.instance())
     }
 
     fn opened(&mut self) {
