@@ -86,10 +86,7 @@ impl Operations for DiskOperations {
         let prepared = match prepare(&target, &mut request) {
             Ok(prepared) => prepared,
             Err(ENOMEM) => return Queued::Busy(request),
-            Err(error) => {
-                request.complete(Err(error));
-                return Queued::Taken;
-            }
+            Err(error) => return done(request, Err(error)),
         };
         send(&target, request, &prepared)
     }
@@ -105,11 +102,11 @@ impl Operations for DiskOperations {
         if let Some(mut request) = port.in_flight.take_expired(request) {
             let memory = request.data_mut().memory.take();
             if is_gone {
-                request.complete(Err(ENODEV));
+                finish(request, Err(ENODEV));
             } else {
                 // It may answer yet, and write to the memory before.
                 memory.into_iter().for_each(DeviceMemory::leak);
-                request.complete(Err(ETIMEDOUT));
+                finish(request, Err(ETIMEDOUT));
             }
         }
         Expired::Done
@@ -122,22 +119,20 @@ impl DiskOperations {
         let bytes = match request.operation() {
             Operation::Command => {
                 request.data_mut().answer = Some(answer);
-                return request.complete(Ok(()));
+                return finish(request, Ok(()));
             }
             Operation::Read | Operation::Write => Some(request.bytes()),
             _ => None,
         };
         // A discard's list was counted as moved.
         let length = bytes.unwrap_or(DeviceMemory::SIZE as u32);
-        let kept = request.data_mut();
-        kept.memory = None;
-        let attempts = core::mem::take(&mut kept.attempts) + 1;
+        let attempts = request.data().attempts + 1;
         let result = match outcome(&answer, length) {
             Outcome::Done(moved) if bytes.is_none_or(|bytes| bytes == moved) => Ok(()),
             // Less was moved than asked for, and nobody says which part.
             Outcome::Done(_) => Err(EIO),
             Outcome::Again if attempts < ATTEMPTS => {
-                kept.attempts = attempts;
+                request.data_mut().attempts = attempts;
                 // Its news may be of its size.
                 port.request_scan();
                 return request.requeue();
@@ -145,8 +140,23 @@ impl DiskOperations {
             Outcome::Again => Err(EIO),
             Outcome::Failed(error) => Err(error),
         };
-        request.complete(result);
+        finish(request, result);
     }
+}
+
+/// Completes a request. What was kept with it is not for the next one that has its place; a command's is
+/// for whoever waits for it.
+pub(crate) fn finish(mut request: Request<DiskOperations>, result: Result) {
+    if request.operation() != Operation::Command {
+        *request.data_mut() = Kept::default();
+    }
+    request.complete(result);
+}
+
+/// A request that has come was completed at once.
+fn done(request: Request<DiskOperations>, result: Result) -> Queued<DiskOperations> {
+    finish(request, result);
+    Queued::Taken
 }
 
 /// The packet of a request, and the memory that the driver adds to it. `ENOMEM` where there is none
@@ -197,20 +207,14 @@ fn send(
     let mut buffer = [0; GpaDirect::buffer_len(MAX_PAGES)];
     let memory = match list_memory(&mut buffer, &request, prepared.length) {
         Ok(memory) => memory,
-        Err(error) => {
-            request.complete(Err(error));
-            return Queued::Taken;
-        }
+        Err(error) => return done(request, Err(error)),
     };
     let port = target.channel.handler();
     let payload = prepared.packet.wire_bytes(port.packet_size());
     // In flight before it is sent: the answer may be faster than this function.
     let id = match port.in_flight.insert(request) {
         Ok(id) => id,
-        Err(request) => {
-            request.complete(Err(EIO));
-            return Queued::Taken;
-        }
+        Err(request) => return done(request, Err(EIO)),
     };
     let sent = match (target.channel.access(), memory) {
         (None, _) => Err(ENODEV),
@@ -233,7 +237,7 @@ fn send(
     match port.in_flight.take(id) {
         // The ring is full.
         Some(request) if error == EAGAIN => return Queued::Busy(request),
-        Some(request) => request.complete(Err(error)),
+        Some(request) => finish(request, Err(error)),
         // Somebody else has completed it.
         None => {}
     }

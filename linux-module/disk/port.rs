@@ -10,7 +10,7 @@ use vmbus_proto::packet::{Packet, PacketKind};
 use vmbus_proto::storvsp::{Operation as Wire, ProtocolVersion, VstorPacket};
 
 use crate::blk::{Id, InFlight, OrderedQueue};
-use crate::operations::DiskOperations;
+use crate::operations::{finish, DiskOperations};
 use crate::scan::Scan;
 
 /// Requests in flight at a time, of all units.
@@ -66,7 +66,7 @@ impl Port {
         // Whoever puts a request in flight later sees the flag.
         self.gone.xchg(true, Full);
         for request in self.in_flight.take_all() {
-            request.complete(Err(ENODEV));
+            finish(request, Err(ENODEV));
         }
     }
 
