@@ -29,6 +29,7 @@ mod linux;
 mod linux_backup;
 mod linux_channels;
 mod linux_disks;
+mod linux_module;
 mod linux_network;
 mod linux_pairs;
 mod linux_services;
@@ -76,6 +77,7 @@ const TOPICS: &[Topic] = &[
     ("linux_channels", linux_channels::STORIES),
     ("linux_network", linux_network::STORIES),
     ("linux_pairs", linux_pairs::STORIES),
+    ("linux_module", linux_module::STORIES),
     ("linux_services", linux_services::STORIES),
     ("linux_backup", linux_backup::STORIES),
     ("formats", formats::STORIES),

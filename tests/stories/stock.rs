@@ -6,6 +6,7 @@ use anyhow::{Context, bail, ensure};
 use bed::guest_initramfs::{self, DONE, READY};
 use bed::guest_root_initramfs;
 use bed::l1::{Output, Process, Signal};
+use bed::linux_module;
 use bed::provision::kernel::{Kernel, Series};
 use bed::provision::{Carried, debian_root};
 use bed::wire::Stream;
@@ -90,6 +91,7 @@ pub(crate) struct Stock<'a> {
     files: Vec<(&'a str, &'a [u8])>,
     arguments: Vec<String>,
     debian: bool,
+    our_modules: bool,
 }
 
 impl<'a> Stock<'a> {
@@ -105,7 +107,16 @@ impl<'a> Stock<'a> {
             files: Vec::new(),
             arguments: Vec::new(),
             debian: false,
+            our_modules: false,
         }
+    }
+
+    /// Gives it our own modules, which are for [`Series::Linux7`]: a Debian has them where `modprobe`
+    /// looks, by their aliases too; another guest as `/modules/NAME.ko`. Nothing loads them at boot but
+    /// that the host offers a device for one.
+    pub(crate) fn our_modules(mut self) -> Self {
+        self.our_modules = true;
+        self
     }
 
     /// Makes it a Debian with systemd, whose root file system is on the disk image `root` of L1:
@@ -166,11 +177,22 @@ impl<'a> Stock<'a> {
     pub(crate) fn boot(self) -> anyhow::Result<Linux> {
         let kernel = Kernel::get(self.series)?;
         let probe = self.story.l2_probe()?;
-        let initramfs = if self.debian {
-            guest_root_initramfs::build(&kernel, &[("probe", &probe)])?
+        let ours = if self.our_modules {
+            linux_module::for_the_bed()?
         } else {
+            Vec::new()
+        };
+        let initramfs = if self.debian {
+            guest_root_initramfs::build(&kernel, &ours, &[("probe", &probe)])?
+        } else {
+            let paths: Vec<String> = ours
+                .iter()
+                .map(|it| format!("modules/{}.ko", it.name))
+                .collect();
             let mut files = self.files;
             files.push(("bin/probe", &probe));
+            let ours = ours.iter().map(|it| it.bytes.as_slice());
+            files.extend(paths.iter().map(String::as_str).zip(ours));
             guest_initramfs::build(&kernel, &self.modules, &files)?
         };
         let path = self.story.file("initramfs");
