@@ -83,6 +83,8 @@ pub enum Action {
         #[arg(value_name = cli::net::FIELDS)]
         net: cli::Net,
     },
+    /// Offer the guest the console again that was removed
+    AddConsole,
     /// Plug the cable of a network adapter in, or pull it
     SetLink {
         /// Its name, as `info` tells it
@@ -90,9 +92,9 @@ pub enum Action {
         /// What it shall be
         link: Link,
     },
-    /// Remove a disk, a controller with its disks, or a network adapter
+    /// Remove a disk, a controller with its disks, a network adapter, or the console
     RemoveDevice {
-        /// Its name, as `info` tells it
+        /// Its name, as `info` tells it; `console`
         id: String,
     },
     /// Put an image into a DVD drive, in place of what is there
@@ -204,6 +206,7 @@ impl Ctl {
                 };
                 self.put_body("vm.add-net", &config)
             }
+            Action::AddConsole => put("vm.add-console"),
             Action::SetLink { id, link } => {
                 let link = SetLink {
                     id: id.clone(),

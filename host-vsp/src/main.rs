@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use host_vsp::api::Server;
 use host_vsp::boot::Payload;
-use host_vsp::console::{Console, Streams};
+use host_vsp::console::Streams;
 use host_vsp::counters::Snapshot;
 use host_vsp::files::{self, OutputFile};
 use host_vsp::ic;
@@ -194,7 +194,7 @@ fn run(options: &cli::Run, stderr: &Output) -> anyhow::Result<ExitCode> {
         manager.plug(net)?;
     }
     if let Some(console) = console {
-        machine.bus().offer(Box::new(Console::new(console)))?;
+        manager.connect(console)?;
     }
     for vsp in vsps {
         machine.bus().offer(vsp)?;

@@ -135,6 +135,10 @@ impl Vm for Fake {
         Ok(a_net())
     }
 
+    fn add_console(&self) -> Result<(), Error> {
+        self.note("console")
+    }
+
     fn set_link(&self, id: &str, up: bool) -> Result<(), Error> {
         self.note(format!("link {id} {up}"))
     }
@@ -346,6 +350,8 @@ fn every_call_reaches_the_machine() {
     };
     put("vm.set-link", &serde_json::to_value(link).unwrap());
     assert_eq!(api.last(), "link net0 false");
+    assert_eq!(api.put("vm.add-console").unwrap(), Value::Null);
+    assert_eq!(api.last(), "console");
     put("vm.type-text", &json!({"text": "a\nb"}));
     assert_eq!(api.last(), r#"type "a\nb""#);
     put(
@@ -430,6 +436,7 @@ fn the_description_has_every_call_and_only_those() {
     assert_eq!(
         calls,
         [
+            "/api/v1/vm.add-console",
             "/api/v1/vm.add-disk",
             "/api/v1/vm.add-net",
             "/api/v1/vm.counters",

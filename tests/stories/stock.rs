@@ -19,6 +19,9 @@ const BOOT: Duration = Duration::from_secs(240);
 /// For one command, unless the story says otherwise.
 pub(crate) const COMMAND: Duration = Duration::from_secs(120);
 
+/// A whole log, of which the serial port carries some kilobytes a second.
+const LOG: Duration = Duration::from_secs(600);
+
 /// Power-off, from the command to the end of `host-vsp`.
 const POWER_OFF: Duration = Duration::from_secs(60);
 
@@ -300,7 +303,7 @@ impl Linux {
 
     /// The kernel's log, each line with its level, as in `<6>[    0.000000] Linux version`.
     pub(crate) fn log(&mut self) -> anyhow::Result<String> {
-        self.sh("dmesg -r")
+        self.sh_within("dmesg -r", LOG)
     }
 
     /// Fails if the kernel's log has a stack trace, or a warning about what is ours.

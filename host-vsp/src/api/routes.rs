@@ -60,6 +60,7 @@ pub fn router(vm: Arc<dyn Vm>) -> Router {
         .routes(routes!(reset))
         .routes(routes!(add_disk))
         .routes(routes!(add_net))
+        .routes(routes!(add_console))
         .routes(routes!(set_link))
         .routes(routes!(remove_device))
         .routes(routes!(insert_medium))
@@ -367,6 +368,16 @@ async fn add_net(vm: Machine, body: Body) -> Response {
     }
 }
 
+/// Offers the guest the console again that was removed; where its bytes go has not changed.
+#[utoipa::path(put, path = "/vm.add-console", responses(
+    (status = 204, description = "The guest has got it."),
+    (status = 404, body = Problem, description = "The machine was started without a console."),
+    (status = 409, body = Problem, description = "The guest has got it already."),
+))]
+async fn add_console(vm: Machine) -> Response {
+    done(vm, |vm| vm.add_console()).await
+}
+
 /// Plugs a network adapter's cable in or pulls it, and tells the guest.
 #[utoipa::path(put, path = "/vm.set-link", request_body = SetLink, responses(
     (status = 204, description = "It is so."),
@@ -379,8 +390,8 @@ async fn set_link(vm: Machine, body: Body) -> Response {
     }
 }
 
-/// Removes a disk, a controller with its disks, or a network adapter, and tells the guest. When
-/// this is answered, what the guest wrote is in the image, and the image is free. A controller goes
+/// Removes a disk, a controller with its disks, a network adapter, or the `console`, and tells the
+/// guest. When this is answered, what the guest wrote is in the image, and the image is free. A controller goes
 /// when the guest has let go of its disks, which takes some seconds.
 #[utoipa::path(put, path = "/vm.remove-device", request_body = RemoveDevice, responses(
     (status = 204, description = "It is gone."),

@@ -17,6 +17,7 @@ pub use streams::Streams;
 
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vmbus_proto::console::{CLASS, MAX_DATA, PipeHeader, data};
@@ -36,7 +37,7 @@ pub const INSTANCE: Guid = Guid::new(0x6f0e_6d2c, 0x1b44, 0x4b0f, 0x9c53, 0x0000
 
 /// The host's end of the console.
 pub struct Console {
-    backend: Streams,
+    backend: Arc<Streams>,
     packet: Vec<u8>,
     conversation: Conversation,
 }
@@ -51,8 +52,8 @@ struct Conversation {
 }
 
 impl Console {
-    /// A console over `backend`.
-    pub fn new(backend: Streams) -> Self {
+    /// A console over `backend`, which may outlast it.
+    pub fn new(backend: Arc<Streams>) -> Self {
         // The descriptor and ranges of a packet never reach the buffer; the header and padding do.
         let packet = vec![0; MAX_DATA + 64];
         Self {

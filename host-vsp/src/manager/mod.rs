@@ -3,6 +3,7 @@
 //! Disks have names (`disk0`) and places: a controller (`scsi0`) and a LUN there. A controller is
 //! offered to the guest when it gets its first disk and stays until it is removed by name.
 
+mod console;
 mod disks;
 mod net;
 mod unit;
@@ -47,6 +48,7 @@ struct Devices {
     controllers: BTreeMap<ControllerName, Place>,
     disks: BTreeMap<String, Attached>,
     nets: BTreeMap<String, net::Plugged>,
+    console: Option<console::Connected>,
 }
 
 impl Manager {
@@ -129,7 +131,7 @@ impl Devices {
                 "{id:?} is no name for a device: use letters, digits, '-', '_' and '.', at most 64"
             )));
         }
-        if taken(&id) || ControllerName::parse(&id).is_some() {
+        if taken(&id) || id == console::NAME || ControllerName::parse(&id).is_some() {
             return Err(Error::Conflict(format!(
                 "there is already a device {id}: give this one another name"
             )));
@@ -328,6 +330,11 @@ impl Vm for Manager {
         self.plug(OpenNet::open(net.clone())?)
     }
 
+    fn add_console(&self) -> Result<(), Error> {
+        self.still_there()?;
+        self.offer_console()
+    }
+
     fn set_link(&self, id: &str, up: bool) -> Result<(), Error> {
         let devices = self.devices();
         let net = devices.nets.get(id).ok_or_else(|| {
@@ -343,6 +350,9 @@ impl Vm for Manager {
         self.still_there()?;
         if let Some(name) = ControllerName::parse(id) {
             return self.remove_controller(name);
+        }
+        if id == console::NAME {
+            return self.remove_console();
         }
         let mut devices = self.devices();
         if let Some(net) = devices.nets.remove(id) {
