@@ -10,6 +10,7 @@ use bed::wire::Stream;
 use e2e::{Entry, Feature, Story};
 
 use crate::ctl::Ctl;
+use crate::held::held;
 use crate::net::{
     DHCP_SCRIPT, GATEWAY, GUEST, HOST, TAP, TRANSFER, Tap, USER, install_passt, listening, on_host,
     open_end, tap_losses, to_guest, to_host, tools,
@@ -385,28 +386,6 @@ fn queues(story: &mut Story, series: Series) -> anyhow::Result<()> {
     linux.expect_clean_log()?;
     linux.power_off()?;
     Ok(())
-}
-
-/// What a process holds in L1: files, threads, and KiB of memory that is not the guest's.
-const HELD: &str = "pid=$(pidof host-vsp); ls /proc/$pid/fd | wc -l; ls /proc/$pid/task | wc -l; \
-    awk '/^Size:/ { size = $2 } /^Rss:/ { if (size < 262144) sum += $2 } END { print sum }' \
-    /proc/$pid/smaps";
-
-/// What the host holds for the guest: files, threads, GPADLs and their pages; and its memory.
-fn held(story: &Story, ctl: &Ctl<'_>) -> anyhow::Result<([u64; 4], u64)> {
-    // First: a thread that answers is there for some seconds more.
-    let counters = ctl.json(&["counters"])?;
-    let counter = |name: &str| {
-        let value = counters["devices"][name].as_u64();
-        value.with_context(|| format!("no counter {name}: {counters}"))
-    };
-    let (gpadls, pages) = (counter("vmbus.gpadls")?, counter("vmbus.gpadl_pages")?);
-    let text = on_host(story, HELD)?;
-    let numbers: Vec<u64> = text.lines().map(str::parse).collect::<Result<_, _>>()?;
-    let [files, threads, memory] = numbers[..] else {
-        anyhow::bail!("not three numbers: {text:?}");
-    };
-    Ok(([files, threads, gpadls, pages], memory))
 }
 
 /// The driver comes and goes, and nothing of the host's is left behind.

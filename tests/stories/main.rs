@@ -23,6 +23,7 @@ mod formats;
 mod guest;
 mod guest_network;
 mod guest_services;
+mod held;
 mod iso;
 mod kexec;
 mod linux;
@@ -30,6 +31,7 @@ mod linux_backup;
 mod linux_channels;
 mod linux_disks;
 mod linux_module;
+mod linux_module_console;
 mod linux_network;
 mod linux_pairs;
 mod linux_services;
@@ -78,6 +80,7 @@ const TOPICS: &[Topic] = &[
     ("linux_network", linux_network::STORIES),
     ("linux_pairs", linux_pairs::STORIES),
     ("linux_module", linux_module::STORIES),
+    ("linux_module_console", linux_module_console::STORIES),
     ("linux_services", linux_services::STORIES),
     ("linux_backup", linux_backup::STORIES),
     ("formats", formats::STORIES),

@@ -287,6 +287,13 @@ impl Linux {
         Ok(self.process.write(format!("{line}\n").as_bytes())?)
     }
 
+    /// Waits for the end of the line that was typed last, which must succeed; returns what it printed.
+    pub(crate) fn ended(&mut self) -> anyhow::Result<String> {
+        let (status, output) = self.answer(COMMAND)?;
+        ensure!(status == 0, "exit code {status}\n{output}");
+        Ok(output)
+    }
+
     /// Waits for the end of the command; its exit status, and what it printed.
     fn answer(&mut self, limit: Duration) -> anyhow::Result<(i32, String)> {
         let done = self.process.expect_line_on(Stream::Stdout, DONE, limit)?;

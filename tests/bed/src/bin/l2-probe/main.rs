@@ -8,7 +8,10 @@
 //!                                write numbered blocks, each synced and then reported
 //! l2-probe verify DISK SEED BLOCKS LAST
 //!                                find all up to LAST again
+//! l2-probe console PATH          what the console's device promises, told in console.rs
 //! ```
+
+mod console;
 
 use std::env;
 use std::fs::{File, OpenOptions};
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
                 verdict(verify(disk, Sequence { seed, blocks }, last))
             })
         }
+        ["console", path] => verdict(console::keeps_promises(path)),
         _ => ExitCode::from(2),
     }
 }
