@@ -19,6 +19,7 @@ use vmbus_proto::ring::{
 use vmbus_proto::version::Version;
 
 use crate::bus::{Expected, Offer, Slot, Turn, VmBus};
+use crate::channels::Channels;
 use crate::clock::Deadline;
 use crate::error::{Error, Waited};
 use crate::hal::Hal;
@@ -120,13 +121,8 @@ impl<'b, H: Hal> Channel<'b, H> {
         options: &OpenOptions,
         (cpu, target_vp): (usize, u32),
     ) -> Result<Self, Error> {
-        let to_host = Ring::new(options.to_host).ok_or(Error::OutOfMemory)?;
-        let to_guest = Ring::new(options.to_guest).ok_or(Error::OutOfMemory)?;
-        for ring in [&to_host, &to_guest] {
-            // The host touches neither control page but for its own fields, so both bits are
-            // ours to set.
-            ring.store(Control::FeatureBits, FEATURE_PENDING_SEND_SIZE);
-        }
+        let to_host = Producer::attach(new_ring(options.to_host)?)?;
+        let to_guest = Consumer::attach(new_ring(options.to_guest)?)?;
         let mut channel = Self {
             bus,
             slot,
@@ -140,9 +136,9 @@ impl<'b, H: Hal> Channel<'b, H> {
             cpu: AtomicUsize::new(cpu),
             broken_by: IrqMutex::new(None),
             closed_with: IrqMutex::new(Ok(())),
-            to_host_size: to_host.data_size(),
-            to_host: IrqMutex::new(Producer::attach(to_host)?),
-            to_guest: IrqMutex::new(Consumer::attach(to_guest)?),
+            to_host_size: to_host.memory().data_size(),
+            to_host: IrqMutex::new(to_host),
+            to_guest: IrqMutex::new(to_guest),
         };
 
         let (upper, lower) = (channel.to_host.get_mut(), channel.to_guest.get_mut());
@@ -192,10 +188,9 @@ impl<'b, H: Hal> Channel<'b, H> {
             user_data: options.user_data,
         };
         let expected = Expected::keyed(Waited::Open, self.relid, open_id);
-        self.bus.expect(turn, expected);
-        self.bus.post(&Message::OpenChannel(body).encode())?;
+        let (question, slot) = (Message::OpenChannel(body), Some(self.slot));
         self.bus
-            .answer(turn, Waited::Open, Some(self.slot), self.bus.deadline())?
+            .ask(turn, &question, expected, slot, self.bus.timeout())?
             .success()
     }
 
@@ -353,7 +348,7 @@ impl<'b, H: Hal> Channel<'b, H> {
         deadline: Deadline<'_, H>,
         done: impl FnMut() -> Result<Option<T>, Error>,
     ) -> Result<T, Error> {
-        wait_on(core::iter::once(self), self.bus, what, deadline, done)
+        Channels::new(self, &[]).wait(what, deadline, done)
     }
 
     /// Has the host interrupt processor `cpu` for this channel from now on. Waits for the host,
@@ -456,40 +451,20 @@ impl<'b, H: Hal> Channel<'b, H> {
     }
 }
 
-/// Waits until `done` has a value, letting time pass while none of a device's channels has news.
-pub(crate) fn wait_on<'c, 'b: 'c, H: Hal, T>(
-    channels: impl Iterator<Item = &'c Channel<'b, H>> + Clone,
-    bus: &VmBus<'_, H>,
-    what: Waited,
-    mut deadline: Deadline<'_, H>,
-    mut done: impl FnMut() -> Result<Option<T>, Error>,
-) -> Result<T, Error> {
-    // Counters that only grow: the sum changes with each of them.
-    let news = || {
-        channels
-            .clone()
-            .map(Channel::news)
-            .fold(0, u32::wrapping_add)
-    };
-    loop {
-        let seen = news();
-        if let Some(value) = done()? {
-            return Ok(value);
-        }
-        if deadline.is_over() {
-            return Err(Error::Timeout(what));
-        }
-        // A kernel without interrupts still hears of a rescind this way.
-        bus.handle_interrupt();
-        bus.rest(|| news() != seen || channels.clone().any(Channel::has_news));
-    }
-}
-
 impl<H: Hal> Drop for Channel<'_, H> {
     fn drop(&mut self) {
         // Nobody is left to be told: pages the host did not give back stay lent.
         let _ = self.close();
     }
+}
+
+/// A ring with room for `size` bytes.
+fn new_ring<H: Hal>(size: u32) -> Result<Ring<H>, Error> {
+    let ring = Ring::new(size).ok_or(Error::OutOfMemory)?;
+    // The host touches neither control page but for its own fields, so this bit is ours to set in
+    // both.
+    ring.store(Control::FeatureBits, FEATURE_PENDING_SEND_SIZE);
+    Ok(ring)
 }
 
 /// The frame numbers of two rings, one after the other.

@@ -111,6 +111,8 @@ impl<H: Hal> Drop for ReferenceClock<H> {
     }
 }
 
+/// Units of 100 ns in a second.
+const UNITS_PER_SECOND: u64 = 10_000_000;
 /// Turns of a wait before the clock is read first: most waits are over by then.
 const FIRST_TURNS: u32 = 8;
 /// Most turns between two readings. Turns that were short may become as long as a sleep, so a wait
@@ -138,10 +140,16 @@ pub(crate) struct Deadline<'a, H: Hal> {
 }
 
 impl<'a, H: Hal> Deadline<'a, H> {
+    // Once for each wait, in many places.
+    #[inline(never)]
     pub(crate) fn new(clock: &'a ReferenceClock<H>, timeout: Duration) -> Self {
         Self {
             clock,
-            timeout: u64::try_from(timeout.as_nanos() / 100).unwrap_or(u64::MAX),
+            // As `as_nanos` would say it, but a division of 128 bits is a lot of code.
+            timeout: timeout
+                .as_secs()
+                .saturating_mul(UNITS_PER_SECOND)
+                .saturating_add(u64::from(timeout.subsec_nanos() / 100)),
             end_and_last: None,
             turns: FIRST_TURNS,
             interval: 1,

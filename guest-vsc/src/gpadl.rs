@@ -51,17 +51,16 @@ impl<H: Hal> VmBus<'_, H> {
             relid: slot.relid().into(),
             gpadl: gpadl.into(),
         };
-        self.expect(turn, Expected::keyed(Waited::GpadlTorndown, gpadl, 0));
-        self.post(&Message::GpadlTeardown(body).encode())?;
         let timeout = if slot.is_rescinded() {
             self.timeout().min(RESCINDED_TIMEOUT)
         } else {
             self.timeout()
         };
-        let deadline = self.hypervisor.deadline(timeout);
-        match self.answer(turn, Waited::GpadlTorndown, None, deadline) {
+        let expected = Expected::keyed(Waited::GpadlTorndown, gpadl, 0);
+        let question = Message::GpadlTeardown(body);
+        match self.ask(turn, &question, expected, None, timeout) {
             // Rescinding was the host's own word that it has done with the channel.
-            Err(Error::Timeout(_)) if slot.is_rescinded() => Ok(()),
+            Err(Error::Timeout(Waited::GpadlTorndown)) if slot.is_rescinded() => Ok(()),
             answer => answer.map(|_| ()),
         }
     }

@@ -106,14 +106,8 @@ pub fn detect<H: Hal>() -> Result<Features, Missing> {
     let vendor = H::cpuid(cpuid::LEAF_VENDOR);
     let signature = [vendor.ebx, vendor.ecx, vendor.edx];
     if signature != cpuid::VENDOR_SIGNATURE {
-        let mut text = [0; 12];
-        for (to, from) in text
-            .iter_mut()
-            .zip(signature.iter().flat_map(|r| r.to_le_bytes()))
-        {
-            *to = from;
-        }
-        return Err(Missing::HyperV { vendor: text });
+        let vendor = zerocopy::transmute!(signature.map(u32::to_le));
+        return Err(Missing::HyperV { vendor });
     }
     if vendor.eax < cpuid::LEAF_LIMITS {
         return Err(Missing::Leaves(vendor.eax));

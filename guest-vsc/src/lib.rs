@@ -91,6 +91,7 @@ pub mod balloon;
 mod buffer;
 pub mod bus;
 pub mod channel;
+mod channels;
 pub mod clock;
 pub mod console;
 pub mod crash;

@@ -9,6 +9,7 @@ use core::time::Duration;
 
 use crate::bus::Offer;
 use crate::channel::{Channel, OpenOptions};
+use crate::channels::Channels;
 use crate::error::Error;
 use crate::hal::Hal;
 
@@ -18,7 +19,7 @@ pub const MAX_SUB_CHANNELS: usize = 15;
 /// How long the host gets to offer them.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A device's sub-channels.
+/// A device's sub-channels; the places are filled from the first one on.
 pub(crate) struct SubChannels<'b, H: Hal>([Option<Channel<'b, H>>; MAX_SUB_CHANNELS]);
 
 impl<'b, H: Hal> SubChannels<'b, H> {
@@ -33,31 +34,26 @@ impl<'b, H: Hal> SubChannels<'b, H> {
         &mut self,
         primary: &Channel<'b, H>,
         offer: &Offer,
-        count: usize,
+        count: u16,
         options: &OpenOptions,
     ) {
         let bus = primary.bus();
-        let ours = |other: &Offer| {
-            let number = usize::from(other.sub_channel_index());
-            (other.class(), other.instance()) == (offer.class(), offer.instance())
-                && (1..=count).contains(&number)
-                && !other.is_in_use()
-        };
+        let unused = |number| bus.find_channel(offer.class(), Some(offer.instance()), number);
         let mut deadline = bus.hypervisor.deadline(bus.timeout().min(PATIENCE));
         loop {
             bus.handle_interrupt();
-            let complete = bus.offers().filter(ours).count() >= count;
+            let complete = (1..=count).all(|number| unused(number).is_some());
             if complete || primary.check().is_err() || deadline.is_over() {
                 break;
             }
             bus.rest(|| bus.message_waits());
         }
-        let others = bus.started_cpus().filter(|cpu| *cpu != primary.cpu());
-        let mut cpus = others.chain([primary.cpu()]).cycle();
+        let mut cpu = primary.cpu();
         let mut places = self.0.iter_mut();
-        for offer in bus.offers().filter(ours).take(count) {
+        for offer in (1..=count).filter_map(unused) {
+            cpu = bus.started_cpu_after(cpu);
             let options = OpenOptions {
-                cpu: cpus.next(),
+                cpu: Some(cpu),
                 ..*options
             };
             // One that does not open is done without.
@@ -69,9 +65,9 @@ impl<'b, H: Hal> SubChannels<'b, H> {
         }
     }
 
-    /// Those that are open.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Channel<'b, H>> + Clone {
-        self.0.iter().flatten()
+    /// All channels of the device: `primary`, then those that are open.
+    pub(crate) fn after<'c>(&'c self, primary: &'c Channel<'b, H>) -> Channels<'c, 'b, H> {
+        Channels::new(primary, &self.0)
     }
 
     /// Closes all of them, as [`Channel::close`] does.
@@ -80,7 +76,7 @@ impl<'b, H: Hal> SubChannels<'b, H> {
     /// The host did not give the memory of all of them back.
     pub(crate) fn close(&self) -> Result<(), Error> {
         let mut result = Ok(());
-        for channel in self.iter() {
+        for channel in self.0.iter().flatten() {
             result = result.and(channel.close());
         }
         result

@@ -43,7 +43,12 @@ impl<H, T> IrqMutex<H, T> {
 impl<H: Hal, T: ?Sized> IrqMutex<H, T> {
     /// Runs `f` on the value.
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
-        without_interrupts::<H, _>(|| f(&mut self.inner.lock()))
+        without_interrupts::<H, _>(|| self.with_interrupts_off(f))
+    }
+
+    /// As [`with`](Self::with), where interrupts are off already.
+    pub(crate) fn with_interrupts_off<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        f(&mut self.inner.lock())
     }
 }
 

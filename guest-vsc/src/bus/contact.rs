@@ -106,11 +106,9 @@ impl<H: Hal> VmBus<'_, H> {
             link.pages = Some(pages);
         });
 
-        self.expect(&turn, Expected::plain(Waited::Offers));
-        let offers = self
-            .post(&Message::RequestOffers.encode())
-            .and_then(|()| self.answer(&turn, Waited::Offers, None, self.deadline()));
-        if let Err(error) = offers {
+        let expected = Expected::plain(Waited::Offers);
+        let timeout = self.timeout();
+        if let Err(error) = self.ask(&turn, &Message::RequestOffers, expected, None, timeout) {
             // The first error is the one to report.
             let _ = self.say_good_bye(&turn);
             return Err(error);
@@ -126,17 +124,14 @@ impl<H: Hal> VmBus<'_, H> {
         vp: u32,
         pages: &Dma<H>,
     ) -> Result<(Version, u32), Error> {
-        let (exactly, highest) = match versions {
-            Versions::Exactly(version) => (Some(version), version),
-            Versions::UpTo(version) => (None, version),
+        let (highest, versions) = match versions {
+            Versions::Exactly(version) => (version, &[version][..]),
+            Versions::UpTo(version) => (version, &Version::SUPPORTED[..]),
         };
-        let known = Version::SUPPORTED
-            .into_iter()
-            .filter(|version| exactly.is_none() && *version <= highest);
         let mut refusal = Error::VersionRefused(highest);
         // Until the host has said no to each of them, it may use the pages.
         pages.lend();
-        for version in exactly.into_iter().chain(known) {
+        for &version in versions.iter().filter(|version| **version <= highest) {
             refusal = match self.contact(turn, version, vp, pages)? {
                 Contact::Accepted(id) => return Ok((version, id)),
                 Contact::Refused => Error::VersionRefused(version),
@@ -175,18 +170,10 @@ impl<H: Hal> VmBus<'_, H> {
             CONNECTION_ID_MESSAGE
         };
         let message = Message::InitiateContact(body).encode();
-        let mut deadline = self.deadline();
-        loop {
-            // Here an unknown id is an answer: the host is older than the version.
-            match self.hypervisor.post_message(port, &message) {
-                Status::SUCCESS => break,
-                Status::INVALID_CONNECTION_ID => return Ok(Contact::NoPort),
-                status if !status.is_transient() => return Err(Error::Hypercall(status)),
-                _ if deadline.is_over() => return Err(Error::Timeout(Waited::Post)),
-                _ => {}
-            }
-            self.handle_interrupt();
-            H::pause();
+        match self.post_to(port, &message, true) {
+            // Here that is an answer: the host is older than the version.
+            Err(Error::Hypercall(Status::INVALID_CONNECTION_ID)) => return Ok(Contact::NoPort),
+            posted => posted?,
         }
         let answer = self.answer(turn, Waited::Version, None, self.deadline())?;
         let [supported, state, ..] = answer.status.to_le_bytes();
@@ -216,10 +203,8 @@ impl<H: Hal> VmBus<'_, H> {
     }
 
     pub(super) fn say_good_bye(&self, turn: &Turn<'_>) -> Result<(), Error> {
-        self.expect(turn, Expected::plain(Waited::Unload));
-        let answer = self
-            .post(&Message::Unload.encode())
-            .and_then(|()| self.answer(turn, Waited::Unload, None, self.deadline()));
+        let expected = Expected::plain(Waited::Unload);
+        let answer = self.ask(turn, &Message::Unload, expected, None, self.timeout());
         let pages = self.link.with(|link| {
             link.up = None;
             link.pages.take()

@@ -7,9 +7,10 @@
 //! nothing to tell them by: after a timeout there, the next answer of the kind counts.
 
 use core::sync::atomic::{AtomicBool, Ordering};
+use core::time::Duration;
 
 use vmbus_proto::message::{
-    GpadlCreated, GpadlId, ModifyChannelResponse, OpenResult, VersionResponse,
+    GpadlCreated, GpadlId, Message, ModifyChannelResponse, OpenResult, VersionResponse,
 };
 
 use super::{Slot, VmBus};
@@ -163,6 +164,21 @@ impl<H: Hal> VmBus<'_, H> {
                 answer: None,
             };
         });
+    }
+
+    /// Posts a question, and waits for its answer as [`answer`](Self::answer) does.
+    pub(crate) fn ask(
+        &self,
+        turn: &Turn<'_>,
+        question: &Message<'_>,
+        expected: Expected,
+        channel: Option<&Slot<H>>,
+        timeout: Duration,
+    ) -> Result<Answer, Error> {
+        self.expect(turn, expected);
+        self.post(&question.encode())?;
+        let deadline = self.hypervisor.deadline(timeout);
+        self.answer(turn, expected.what, channel, deadline)
     }
 
     /// Waits for the answer that is expected.

@@ -31,6 +31,7 @@ pub(crate) use stats::{Counters, count};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
 
+use vmbus_proto::guid::Guid;
 use vmbus_proto::hv::hypercall::Status;
 use vmbus_proto::hv::synic::MESSAGE_TYPE_CHANNEL;
 use vmbus_proto::message::Message;
@@ -189,7 +190,10 @@ impl<'m, H: Hal> VmBus<'m, H> {
     /// Runs `f` on the SynIC of the processor that runs this, and that cannot become another one
     /// before `f` is done. `None` where the memory has no place for it.
     fn on_this_cpu<R>(&self, f: impl FnOnce(&mut Option<SynicCpu<H>>) -> R) -> Option<R> {
-        without_interrupts::<H, _>(|| Some(self.cpus.get(H::current_cpu())?.with(f)))
+        without_interrupts::<H, _>(|| {
+            let place = self.cpus.get(H::current_cpu())?;
+            Some(place.with_interrupts_off(f))
+        })
     }
 
     /// The hypervisor's index of processor `cpu`, where its SynIC is enabled.
@@ -198,9 +202,13 @@ impl<'m, H: Hal> VmBus<'m, H> {
         place.with(|synic| synic.as_ref().map(SynicCpu::vp_index))
     }
 
-    /// The processors whose SynIC is enabled.
-    pub(crate) fn started_cpus(&self) -> impl Iterator<Item = usize> + Clone + '_ {
-        (0..self.cpus.len()).filter(|cpu| self.vp_index(*cpu).is_some())
+    /// The processor after `cpu`, round about, whose SynIC is enabled.
+    pub(crate) fn started_cpu_after(&self, cpu: usize) -> usize {
+        let following = cpu.saturating_add(1)..self.cpus.len();
+        following
+            .chain(0..cpu)
+            .find(|cpu| self.vp_index(*cpu).is_some())
+            .unwrap_or(cpu)
     }
 
     /// What the hypervisor offers.
@@ -242,9 +250,25 @@ impl<'m, H: Hal> VmBus<'m, H> {
     }
 
     /// The first unused offer of a primary channel of `class`.
-    pub fn find(&self, class: vmbus_proto::guid::Guid) -> Option<Offer> {
-        self.offers()
-            .find(|offer| offer.class() == class && offer.sub_channel_index() == 0 && !offer.in_use)
+    pub fn find(&self, class: Guid) -> Option<Offer> {
+        self.find_channel(class, None, 0)
+    }
+
+    /// The first unused offer of channel `number`, 0 for the primary one, of `class`, and of one
+    /// `instance` of it where that is named.
+    #[inline(never)]
+    pub(crate) fn find_channel(
+        &self,
+        class: Guid,
+        instance: Option<Guid>,
+        number: u16,
+    ) -> Option<Offer> {
+        self.offers().find(|offer| {
+            offer.class() == class
+                && offer.sub_channel_index() == number
+                && instance.is_none_or(|instance| offer.instance() == instance)
+                && !offer.in_use
+        })
     }
 
     /// Takes what the hypervisor has for this processor: messages, then event flags. For the
@@ -304,7 +328,7 @@ impl<'m, H: Hal> VmBus<'m, H> {
     }
 
     fn handle_message(&self, bytes: &[u8]) {
-        let Ok(message) = Message::parse(bytes) else {
+        let Ok(message) = Message::parse_from_host(bytes) else {
             count(&self.counters.bad_messages);
             return;
         };
@@ -328,13 +352,19 @@ impl<'m, H: Hal> VmBus<'m, H> {
         }
     }
 
-    /// Posts a message to `connection_id` until it is taken or the time is up.
-    fn post_to(&self, connection_id: u32, message: &[u8]) -> Result<(), Error> {
+    /// Posts a message to `connection_id` until it is taken or the time is up. An id that is unknown
+    /// is an error where it `exists_already`, else it may become known.
+    fn post_to(
+        &self,
+        connection_id: u32,
+        message: &[u8],
+        exists_already: bool,
+    ) -> Result<(), Error> {
         let mut deadline = self.deadline();
         loop {
             let status = self.hypervisor.post_message(connection_id, message);
-            // The host makes its port only when it is ready, so an unknown id may become known.
-            let again = status.is_transient() || status == Status::INVALID_CONNECTION_ID;
+            let unknown = status == Status::INVALID_CONNECTION_ID;
+            let again = status.is_transient() || unknown && !exists_already;
             match status {
                 Status::SUCCESS => return Ok(()),
                 _ if !again => return Err(Error::Hypercall(status)),
@@ -349,7 +379,8 @@ impl<'m, H: Hal> VmBus<'m, H> {
     /// Posts a message over the connection.
     pub(crate) fn post(&self, message: &[u8]) -> Result<(), Error> {
         let id = self.link.with(|link| link.message_connection_id());
-        self.post_to(id.ok_or(Error::NotConnected)?, message)
+        // The host makes its port only when it is ready.
+        self.post_to(id.ok_or(Error::NotConnected)?, message, false)
     }
 
     /// Rings the doorbell of a channel. May be called in interrupt context and under a lock, so

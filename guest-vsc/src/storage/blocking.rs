@@ -14,7 +14,6 @@ use vmbus_proto::scsi::{Cdb, SenseKey};
 use vmbus_proto::storvsp::{DATA_IN, DATA_NONE, DATA_OUT, Srb, VstorPacket};
 
 use super::error::outcome;
-use super::request::Taker;
 use super::{Controller, SECTOR_SIZE, Storage, StorageError, Token};
 use crate::buffer::Buffer;
 use crate::error::{Error, Waited};
@@ -213,17 +212,14 @@ impl<H: Hal, B: Buffer> Controller<'_, H, B> {
         buffer: Option<(NonNull<[u8]>, BufferDirection)>,
     ) -> Result<VstorPacket, Error> {
         let token = self.wait(Waited::Room, timeout, || {
-            let started = self.table.with(|table| match buffer {
-                None => table.start(Taker::Caller, |token, mapping| {
-                    self.send(packet, token, mapping)
-                }),
+            let started = self.table.with(|table| {
                 // SAFETY: the caller's promise lasts until this function returns, and it does
                 // not before the request is taken or abandoned.
-                Some((region, direction)) => unsafe {
-                    table.start_borrowed::<H>(region, direction, |token, mapping| {
+                unsafe {
+                    table.start_borrowed::<H>(buffer, |token, mapping| {
                         self.send(packet, token, mapping)
                     })
-                },
+                }
             });
             match started {
                 Ok(token) => Ok(Some(token)),

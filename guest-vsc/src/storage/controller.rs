@@ -5,7 +5,6 @@
 //! it is made on, or over any other that has room; its completion comes back the same way. All share
 //! one table of requests, so that whoever looks for completions finds those of every channel.
 
-use core::iter::once;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Waker;
 use core::time::Duration;
@@ -21,7 +20,8 @@ use super::{
 };
 use crate::PAGE;
 use crate::bus::{Claim, Offer, VmBus, count};
-use crate::channel::{Channel, wait_on};
+use crate::channel::Channel;
+use crate::channels::Channels;
 use crate::clock::Deadline;
 use crate::error::{Error, Waited};
 use crate::hal::{BufferDirection, Hal};
@@ -118,7 +118,11 @@ impl<'b, H: Hal, B: Buffer> Controller<'b, H, B> {
 
     /// All channels, the first one first.
     pub fn channels(&self) -> impl Iterator<Item = &Channel<'b, H>> + Clone {
-        once(&self.channel).chain(self.sub_channels.iter())
+        self.every_channel()
+    }
+
+    fn every_channel(&self) -> Channels<'_, 'b, H> {
+        self.sub_channels.after(&self.channel)
     }
 
     /// That requests may go, or why not: the end of any channel is that of the controller.
@@ -172,16 +176,15 @@ impl<'b, H: Hal, B: Buffer> Controller<'b, H, B> {
         }
     }
 
-    /// Waits until `done` has a value, as [`Channel::wait`] does, for news of any channel.
+    /// Waits until `done` has a value, letting time pass while no channel has news.
     pub(super) fn wait<T>(
         &self,
         what: Waited,
         timeout: Duration,
         done: impl FnMut() -> Result<Option<T>, Error>,
     ) -> Result<T, Error> {
-        let bus = self.channel.bus();
-        let deadline = Deadline::new(bus.clock(), timeout);
-        wait_on(self.channels(), bus, what, deadline, done)
+        let deadline = Deadline::new(self.channel.bus().clock(), timeout);
+        self.every_channel().wait(what, deadline, done)
     }
 
     /// Closes the channels and takes all buffers back from the host: requests in flight are done,
@@ -314,19 +317,22 @@ impl<'b, H: Hal, B: Buffer> Controller<'b, H, B> {
 
     /// Sends over the channel that interrupts this processor, or else over the next one with room.
     fn send_by_any(&self, packet: &Outgoing<'_>) -> Result<(), Error> {
-        let count = self.channels().count();
         // By the time that it is known it may be another one, which does no harm.
         let cpu = H::current_cpu();
+        let count = self.channels().count();
         let own = self.channels().position(|channel| channel.cpu() == cpu);
         let first = own.unwrap_or(cpu.checked_rem(count).unwrap_or_default());
-        let mut result = Err(Error::Full);
-        for channel in self.channels().cycle().skip(first).take(count) {
-            result = channel.send(packet);
+        let from_first = self
+            .channels()
+            .skip(first)
+            .chain(self.channels().take(first));
+        for channel in from_first {
+            let result = channel.send(packet);
             if result != Err(Error::Full) {
-                break;
+                return result;
             }
         }
-        result
+        Err(Error::Full)
     }
 }
 

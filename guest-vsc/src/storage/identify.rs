@@ -18,7 +18,7 @@ use crate::sub_channels::MAX_SUB_CHANNELS;
 impl<H: Hal, B: Buffer> Controller<'_, H, B> {
     /// The conversation that begins every use of a controller. At its end `sub_channels` are asked
     /// for, or as many as the controller has; returns how many will be offered.
-    pub(super) fn initialize(&mut self, sub_channels: u16) -> Result<usize, StorageError> {
+    pub(super) fn initialize(&mut self, sub_channels: u16) -> Result<u16, StorageError> {
         self.expect_done(&VstorPacket::request(Operation::BeginInitialization))?;
         let mut refusal = StorageError::Bus(Error::Protocol("no version"));
         let mut agreed = None;
@@ -50,7 +50,7 @@ impl<H: Hal, B: Buffer> Controller<'_, H, B> {
             return Ok(0);
         }
         match self.expect_done(&VstorPacket::create_sub_channels(count)) {
-            Ok(_) => Ok(count.into()),
+            Ok(_) => Ok(count),
             // One channel does.
             Err(StorageError::Refused(..)) => Ok(0),
             Err(error) => Err(error),

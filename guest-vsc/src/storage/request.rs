@@ -193,20 +193,6 @@ impl<B> Table<[Entry<B>]> {
         }
     }
 
-    /// Starts a request without a buffer, sent by `send`.
-    pub(super) fn start(
-        &mut self,
-        taker: Taker,
-        send: impl FnOnce(Token, &Mapping) -> Result<(), Error>,
-    ) -> Result<Token, Error> {
-        let (token, entry) = self.allocate(taker).ok_or(Error::Full)?;
-        let sent = send(token, &entry.mapping);
-        if sent.is_err() {
-            self.release(token);
-        }
-        sent.map(|()| token)
-    }
-
     /// Starts a request that owns its buffer, for unit `lun`, sent by `send`.
     pub(super) fn start_owned<H: Hal>(
         &mut self,
@@ -243,21 +229,22 @@ impl<B> Table<[Entry<B>]> {
         Ok(token)
     }
 
-    /// Starts a request over a borrowed buffer, sent by `send`.
+    /// Starts a request over a borrowed buffer, or without one, sent by `send`.
     ///
     /// # Safety
     /// The buffer is valid, and nobody else accesses it, until [`take`](Self::take) has returned
     /// the request or [`abandon`](Self::abandon) has ended it.
     pub(super) unsafe fn start_borrowed<H: Hal>(
         &mut self,
-        region: NonNull<[u8]>,
-        direction: BufferDirection,
+        buffer: Option<(NonNull<[u8]>, BufferDirection)>,
         send: impl FnOnce(Token, &Mapping) -> Result<(), Error>,
     ) -> Result<Token, Error> {
         let (token, entry) = self.allocate(Taker::Caller).ok_or(Error::Full)?;
-        // SAFETY: the caller's promise; `finish` and `abandon` unshare.
-        let fits = unsafe { entry.mapping.share::<H>(region, direction) };
-        entry.length = region.len() as u32;
+        let fits = buffer.is_none_or(|(region, direction)| {
+            entry.length = region.len() as u32;
+            // SAFETY: the caller's promise; `finish` and `abandon` unshare.
+            unsafe { entry.mapping.share::<H>(region, direction) }
+        });
         let sent = if fits {
             send(token, &entry.mapping)
         } else {
@@ -406,6 +393,20 @@ impl<B> Table<[Entry<B>]> {
 
 #[cfg(feature = "async")]
 impl<B> Table<[Entry<B>]> {
+    /// Starts a request without a buffer, sent by `send`.
+    pub(super) fn start(
+        &mut self,
+        taker: Taker,
+        send: impl FnOnce(Token, &Mapping) -> Result<(), Error>,
+    ) -> Result<Token, Error> {
+        let (token, entry) = self.allocate(taker).ok_or(Error::Full)?;
+        let sent = send(token, &entry.mapping);
+        if sent.is_err() {
+            self.release(token);
+        }
+        sent.map(|()| token)
+    }
+
     /// Takes the request of a future where it is done; else `waker` is woken when it is. With it
     /// comes a waker to drop after the table's lock is released.
     pub(super) fn take_or_wait(

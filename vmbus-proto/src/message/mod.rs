@@ -157,18 +157,48 @@ impl<'a> Message<'a> {
     /// # Errors
     /// Says why the bytes are not a message.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, MessageError> {
+        match Self::parse_from_host(bytes) {
+            Err(MessageError::UnknownType(_)) => Self::parse_from_guest(bytes),
+            parsed => parsed,
+        }
+    }
+
+    /// As [`parse`](Self::parse), for what a host sends: that a guest has no use for what only guests
+    /// send keeps its code small.
+    ///
+    /// # Errors
+    /// As for `parse`; the types of guests' messages are unknown.
+    pub fn parse_from_host(bytes: &'a [u8]) -> Result<Self, MessageError> {
         use MessageType as T;
-        let short = MessageError::TooShort(bytes.len());
-        let (header, body) = Header::read_from_prefix(bytes).map_err(|_| short)?;
-        Ok(match header.message_type.get() {
+        let (message_type, body, short) = split(bytes)?;
+        Ok(match message_type {
             t if t == T::OfferChannel as u32 => Self::OfferChannel(take(body, short)?.0),
             t if t == T::RescindChannelOffer as u32 => {
                 Self::RescindChannelOffer(take(body, short)?.0)
             }
-            t if t == T::RequestOffers as u32 => Self::RequestOffers,
             t if t == T::AllOffersDelivered as u32 => Self::AllOffersDelivered,
-            t if t == T::OpenChannel as u32 => Self::OpenChannel(take(body, short)?.0),
             t if t == T::OpenChannelResult as u32 => Self::OpenChannelResult(take(body, short)?.0),
+            t if t == T::GpadlCreated as u32 => Self::GpadlCreated(take(body, short)?.0),
+            t if t == T::GpadlTorndown as u32 => Self::GpadlTorndown(take(body, short)?.0),
+            t if t == T::VersionResponse as u32 => Self::VersionResponse(take(body, short)?.0),
+            t if t == T::UnloadResponse as u32 => Self::UnloadResponse,
+            t if t == T::CloseReservedChannelResponse as u32 => {
+                Self::CloseReservedChannelResponse(take(body, short)?.0)
+            }
+            t if t == T::TlConnectResult as u32 => Self::TlConnectResult(take(body, short)?.0),
+            t if t == T::ModifyChannelResponse as u32 => {
+                Self::ModifyChannelResponse(take(body, short)?.0)
+            }
+            t => return Err(MessageError::UnknownType(t)),
+        })
+    }
+
+    fn parse_from_guest(bytes: &'a [u8]) -> Result<Self, MessageError> {
+        use MessageType as T;
+        let (message_type, body, short) = split(bytes)?;
+        Ok(match message_type {
+            t if t == T::RequestOffers as u32 => Self::RequestOffers,
+            t if t == T::OpenChannel as u32 => Self::OpenChannel(take(body, short)?.0),
             t if t == T::CloseChannel as u32 => Self::CloseChannel(take(body, short)?.0),
             t if t == T::GpadlHeader as u32 => {
                 let (b, tail) = take(body, short)?;
@@ -178,29 +208,18 @@ impl<'a> Message<'a> {
                 let (b, tail) = take(body, short)?;
                 Self::GpadlBody(b, tail)
             }
-            t if t == T::GpadlCreated as u32 => Self::GpadlCreated(take(body, short)?.0),
             t if t == T::GpadlTeardown as u32 => Self::GpadlTeardown(take(body, short)?.0),
-            t if t == T::GpadlTorndown as u32 => Self::GpadlTorndown(take(body, short)?.0),
             t if t == T::RelidReleased as u32 => Self::RelidReleased(take(body, short)?.0),
             t if t == T::InitiateContact as u32 => Self::InitiateContact(take(body, short)?.0),
-            t if t == T::VersionResponse as u32 => Self::VersionResponse(take(body, short)?.0),
             t if t == T::Unload as u32 => Self::Unload,
-            t if t == T::UnloadResponse as u32 => Self::UnloadResponse,
             t if t == T::OpenReservedChannel as u32 => {
                 Self::OpenReservedChannel(take(body, short)?.0)
             }
             t if t == T::CloseReservedChannel as u32 => {
                 Self::CloseReservedChannel(take(body, short)?.0)
             }
-            t if t == T::CloseReservedChannelResponse as u32 => {
-                Self::CloseReservedChannelResponse(take(body, short)?.0)
-            }
             t if t == T::TlConnectRequest as u32 => Self::TlConnectRequest(take(body, short)?.0),
             t if t == T::ModifyChannel as u32 => Self::ModifyChannel(take(body, short)?.0),
-            t if t == T::TlConnectResult as u32 => Self::TlConnectResult(take(body, short)?.0),
-            t if t == T::ModifyChannelResponse as u32 => {
-                Self::ModifyChannelResponse(take(body, short)?.0)
-            }
             t => return Err(MessageError::UnknownType(t)),
         })
     }
@@ -257,6 +276,13 @@ impl<'a> Message<'a> {
         };
         (message_type, body, &[])
     }
+}
+
+/// The type, the body, and the error for a body that is too short.
+fn split(bytes: &[u8]) -> Result<(u32, &[u8], MessageError), MessageError> {
+    let short = MessageError::TooShort(bytes.len());
+    let (header, body) = Header::read_from_prefix(bytes).map_err(|_| short)?;
+    Ok((header.message_type.get(), body, short))
 }
 
 /// Takes a fixed part off the front of a body.

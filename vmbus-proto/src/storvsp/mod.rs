@@ -209,6 +209,7 @@ const _: () = assert!(PACKET_HEADER_SIZE + size_of::<Srb>() == PACKET_SIZE);
 
 impl VstorPacket {
     /// A request without a body.
+    #[inline(never)]
     pub fn request(operation: Operation) -> Self {
         Self {
             operation: (operation as u32).into(),

@@ -12,9 +12,8 @@ use elf::ElfBytes;
 use elf::abi::{SHF_EXECINSTR, STT_FUNC};
 use elf::endian::AnyEndian;
 
-/// Most bytes of code that the drivers may take for a polled disk: what they take now, rounded up. The
-/// aim is 32 KiB.
-const LIMIT: u64 = 36 << 10;
+/// Most bytes of code that the drivers may take for a polled disk.
+const LIMIT: u64 = 32 << 10;
 
 /// Bytes of the page that the hypervisor lays its own code over: no code of ours.
 const HYPERCALL_PAGE: u64 = 4096;
