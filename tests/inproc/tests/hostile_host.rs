@@ -452,8 +452,11 @@ fn a_storm_of_messages_starves_nobody() {
 
 #[test]
 fn random_messages_at_random_moments() {
+    let seeds = seeds(100, 20_000);
+    let hosts = seeds.end - seeds.start;
+    let (mut connected, mut counted) = (0u64, 0u64);
     // Each of them meets the guest four times.
-    for seed in seeds(100, 5_000) {
+    for seed in seeds {
         let random = Arc::new(Mutex::new(SmallRng::seed_from_u64(seed)));
         let script = move |message: Message<'_>| {
             let random = &mut *random.lock().unwrap();
@@ -475,6 +478,7 @@ fn random_messages_at_random_moments() {
                 if bus.connect(&options).is_err() {
                     continue;
                 }
+                connected += 1;
                 for offer in bus.offers().collect::<Vec<_>>() {
                     if let Ok(channel) = Channel::open(bus, &offer, &small()) {
                         let _ = channel.receive(&mut [0; 64]);
@@ -485,8 +489,13 @@ fn random_messages_at_random_moments() {
                 let _ = bus.unload();
             }
             assert!(hypervisor.counts().pages < 400);
+            let stats = bus.stats();
+            let refused = [stats.unexpected, stats.bad_offers, stats.dropped_offers];
+            counted += refused.into_iter().map(u64::from).sum::<u64>();
         });
     }
+    println!("{hosts} hosts, {connected} connections, {counted} messages refused and counted");
+    assert!(hosts < 100 || connected > hosts && counted > hosts);
 }
 
 /// A message that a host might send, about anything.

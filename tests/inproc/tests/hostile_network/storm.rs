@@ -82,7 +82,7 @@ fn distort(random: &mut SmallRng, reply: &mut Reply) {
 
 #[test]
 fn a_storm_of_random_lies() {
-    let (mut opened, mut honest) = (0u64, 0u64);
+    let (mut opened, mut honest, mut errors, mut counted) = (0u64, 0u64, 0u64, 0u64);
     let lies = Arc::new(AtomicU32::new(0));
     let seeds = seeds(800, 20_000);
     let storms = seeds.end - seeds.start;
@@ -130,13 +130,22 @@ fn a_storm_of_random_lies() {
                     assert_eq!(sent.buffer.len(), 900);
                 }
             }
+            errors += u64::from(network.channel().check().is_err());
+            let (ours, bus) = (network.stats(), network.channel().bus().stats());
+            counted += ours.bad + ours.refused;
+            counted += u64::from(bus.bad_completions) + u64::from(bus.bad_packets);
         });
         if let Err(error) = told {
             assert!(early, "{error}");
+            errors += 1;
         }
     }
     let lies = u64::from(lies.load(Ordering::Relaxed));
-    println!("{lies} lies of {opened} adapters, {honest} honest frames among them");
+    println!(
+        "{storms} adapters, {opened} of them opened, {lies} lies: {errors} errors, {counted} counted; \
+         {honest} honest frames among them"
+    );
     let enough = opened > storms / 2 && honest > storms && lies > 10 * storms;
-    assert!(storms < 100 || enough);
+    // A lie may be of no consequence, as one about padding, or none at all, as one byte more.
+    assert!(storms < 100 || enough && errors + counted > lies / 8);
 }
