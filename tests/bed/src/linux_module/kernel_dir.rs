@@ -14,6 +14,8 @@ use crate::provision::module_kit::{self, Kit, Name, Tools};
 #[derive(Debug, Clone)]
 pub struct KernelDir {
     path: PathBuf,
+    /// What to call its kernel.
+    name: String,
     /// What is built with: these, or the machine's own.
     tools: Option<Tools>,
 }
@@ -22,15 +24,17 @@ impl KernelDir {
     /// That of Debian's kernel `name`, made if missing.
     pub fn of_debian(name: &Name) -> Result<Self> {
         let Kit { tools, build_dir } = Kit::get(name)?;
-        let tools = Some(tools);
-        let path = build_dir;
-        Ok(Self { path, tools })
+        Ok(Self {
+            path: build_dir,
+            name: format!("the kernel {name}"),
+            tools: Some(tools),
+        })
     }
 
     /// Somebody's own, such as `/lib/modules/RELEASE/build`, for the machine's own tools. All that the build
     /// needs is looked for first.
     pub fn own(path: &Path) -> Result<Self> {
-        let dir = Self::with_config(path)?;
+        let dir = Self::with_config(path, &format!("the kernel of {}", path.display()))?;
         module_kit::check_path(&dir.path)?;
         for (tool, package) in [("rustc", "rustc"), ("bindgen", "bindgen"), ("make", "make")] {
             if version_of(tool).is_none() {
@@ -46,17 +50,19 @@ impl KernelDir {
         Ok(dir)
     }
 
-    /// The build directory `path`, of which nothing is known but that it is one, and that its kernel has Rust.
-    pub(crate) fn with_config(path: &Path) -> Result<Self> {
+    /// The build directory `path`, of a kernel called `name`, of which nothing is known but that it is one, and that its
+    /// kernel has Rust.
+    pub(crate) fn with_config(path: &Path, name: &str) -> Result<Self> {
         let dir = Self {
             path: fs::canonicalize(path).at(path)?,
+            name: name.to_owned(),
             tools: None,
         };
         if dir.config("CONFIG_RUST")?.as_deref() != Some("y") {
             return Err(Error::Setup(format!(
-                "the kernel of {} is built without Rust (its configuration has no CONFIG_RUST=y), so it can't load \
+                "{} is built without Rust (its configuration has no CONFIG_RUST=y), so it can't load \
                  modules in Rust: take one that has it, such as Debian's 7.x of trixie-backports",
-                path.display()
+                dir.name
             )));
         }
         Ok(dir)
@@ -72,10 +78,10 @@ impl KernelDir {
             return Ok(());
         }
         Err(Error::Setup(format!(
-            "the kernel of {} was built with `{want}`, and rustc here is `{have}`: modules need the very same \
+            "{} was built with `{want}`, and rustc here is `{have}`: modules need the very same \
              compiler, so install that one and set RUSTC to it (for a kernel of Debian's, `cargo xtask module --release \
              RELEASE` brings it)",
-            self.path.display()
+            self.name
         )))
     }
 
@@ -116,9 +122,9 @@ impl KernelDir {
         Ok(value.map(str::to_owned))
     }
 
-    /// The directory.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// What to call its kernel: by the directory, or by Debian's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// The release of the kernel, as `uname -r` prints it.
@@ -214,7 +220,7 @@ mod tests {
     fn with_rust(dir: &Path) -> KernelDir {
         let text = format!("CONFIG_RUST=y\nCONFIG_RUSTC_VERSION_TEXT=\"{RUSTC}\"\n");
         kernel(dir, &text);
-        KernelDir::with_config(dir).unwrap()
+        KernelDir::with_config(dir, "it").unwrap()
     }
 
     fn said(result: Result<impl Sized>) -> String {
@@ -233,7 +239,7 @@ mod tests {
             "CONFIG_RUST_IS_AVAILABLE=y\n",
         ] {
             kernel(dir.path(), config);
-            let text = said(KernelDir::with_config(dir.path()));
+            let text = said(KernelDir::with_config(dir.path(), "it"));
             assert!(text.contains("built without Rust"), "{text}");
         }
     }
@@ -241,9 +247,9 @@ mod tests {
     #[test]
     fn what_is_no_build_directory_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let text = said(KernelDir::with_config(dir.path()));
+        let text = said(KernelDir::with_config(dir.path(), "it"));
         assert!(text.contains("no kernel's build directory"), "{text}");
-        let missing = KernelDir::with_config(&dir.path().join("none"));
+        let missing = KernelDir::with_config(&dir.path().join("none"), "it");
         assert!(missing.unwrap_err().to_string().contains("none"));
     }
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 
 use super::super::apt::{Apt, Package, output_of};
@@ -52,8 +53,22 @@ pub(super) fn get(tools: &Tools, name: &Name) -> Result<PathBuf> {
     let dir = cache.bundle_or(&bundle, |dir| {
         let apt = Apt::get(&cache, Release::Trixie)?;
         let packages = packages(apt, name, version.as_deref())?;
-        fetch(apt, name, &packages, dir)?;
-        prepare(tools, name, dir)
+        let (source, headers): (Vec<_>, Vec<_>) = packages
+            .into_iter()
+            .partition(|it| it.name().starts_with("linux-source-"));
+        let list = fetch(
+            apt,
+            &format!("headers of {}", name.release()),
+            &headers,
+            dir,
+        )?;
+        // Before most of the bytes.
+        let kernel =
+            KernelDir::with_config(&dir.join(build_dir(name)), &format!("the kernel {name}"))?;
+        kernel.check_compiler(&tools.rustc_version()?)?;
+        let list = list + &fetch(apt, &format!("source of {}", name.release()), &source, dir)?;
+        fs::write(dir.join("packages.txt"), list).at(dir)?;
+        prepare(tools, name, &kernel, dir)
     })?;
     Ok(dir.join(build_dir(name)))
 }
@@ -110,22 +125,18 @@ fn gone(package: &str, version: Option<&str>, name: &Name) -> Error {
     ))
 }
 
-fn fetch(apt: &Apt, name: &Name, packages: &[Package], dir: &Path) -> Result<()> {
-    let title = format!("headers and source of {}", name.release());
-    let list = download(apt, &title, packages, dir, |_, file| {
-        let mut unpack = std::process::Command::new("dpkg-deb");
+/// Fetches `packages` and unpacks them into `dir`; a list of them.
+fn fetch(apt: &Apt, title: &str, packages: &[Package], dir: &Path) -> Result<String> {
+    download(apt, title, packages, dir, |_, file| {
+        let mut unpack = Command::new("dpkg-deb");
         output_of(unpack.arg("-x").arg(file).arg(dir)).map(drop)
-    })?;
-    fs::write(dir.join("packages.txt"), list).at(dir)
+    })
 }
 
 /// Makes the metadata and puts it among the headers in `dir`.
-fn prepare(tools: &Tools, name: &Name, dir: &Path) -> Result<()> {
+fn prepare(tools: &Tools, name: &Name, kernel: &KernelDir, dir: &Path) -> Result<()> {
     let headers = dir.join(build_dir(name));
     relocate(&headers, name)?;
-    let kernel = KernelDir::with_config(&headers)?;
-    kernel.check_compiler(&tools.rustc_version()?)?;
-
     let title = format!(
         "making Rust metadata for {} (once, some minutes)",
         name.release()
@@ -164,11 +175,12 @@ fn prepare(tools: &Tools, name: &Name, dir: &Path) -> Result<()> {
     };
     run(&step, make("olddefconfig"))?;
     // A tool that is missing makes the configuration lose Rust without a word.
-    KernelDir::with_config(&build)?.check_compiler(&tools.rustc_version()?)?;
+    let configured = KernelDir::with_config(&build, "the kernel as it is configured here")?;
+    configured.check_compiler(&tools.rustc_version()?)?;
     run(&step, make("modules_prepare"))?;
 
     step.say("comparing the symbols");
-    compare(&kernel, &build)?;
+    compare(kernel, &build)?;
     for (folder, ending) in METADATA {
         graft(&build.join(folder), &headers.join(folder), ending)?;
     }
@@ -211,10 +223,10 @@ fn compare(kernel: &KernelDir, build: &Path) -> Result<()> {
     match differ {
         None if !ours.is_empty() => Ok(()),
         _ => Err(Error::Setup(format!(
-            "the Rust symbols made from the source of {} are not those of the kernel ({} there, {} here, the first \
+            "the Rust symbols made from the source of {} are not its own ({} there, {} here, the first \
              that differs: {}): its packages do not fit together, try again later or set VMBUS_MIRROR to another \
              mirror",
-            kernel.release()?,
+            kernel.name(),
             theirs.len(),
             ours.len(),
             differ.map_or("none", |it| it.as_str())
