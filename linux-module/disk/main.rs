@@ -15,6 +15,7 @@ mod commands;
 mod controller;
 mod operations;
 mod outcome;
+mod pages;
 mod port;
 mod scan;
 mod unit;
@@ -34,9 +35,15 @@ vmbus::vmbus_device_table!(
 
 struct DiskDriver;
 
-/// What the driver keeps of a device.
+/// What the driver keeps of a device. The channel is open still when it is dropped.
 struct DeviceData {
     controller: Arc<Controller>,
+}
+
+impl Drop for DeviceData {
+    fn drop(&mut self) {
+        self.controller.stop();
+    }
 }
 
 impl vmbus::Driver for DiskDriver {
@@ -49,10 +56,6 @@ impl vmbus::Driver for DiskDriver {
         _info: Option<&'bound ()>,
     ) -> impl PinInit<DeviceData, Error> + 'bound {
         Controller::open(dev).map(|controller| DeviceData { controller })
-    }
-
-    fn unbind<'bound>(_dev: &'bound vmbus::Device<Core<'_>>, data: Pin<&DeviceData>) {
-        data.controller.stop();
     }
 }
 

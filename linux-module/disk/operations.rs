@@ -10,10 +10,9 @@ use vmbus::{Channel, GpaDirect};
 use vmbus_proto::scsi::{Cdb, UnmapDescriptor};
 use vmbus_proto::storvsp::{Srb, VstorPacket, DATA_IN, DATA_NONE, DATA_OUT};
 
-use crate::blk::{
-    DeviceMemory, Expired, Operation, Operations, Queued, Request, Segment, TimedOut,
-};
+use crate::blk::{DeviceMemory, Expired, Operation, Operations, Queued, Request, TimedOut};
 use crate::outcome::{outcome, Outcome};
+use crate::pages::Pages;
 use crate::port::Port;
 
 /// Most bytes of one transfer. The host may have a lower limit.
@@ -257,58 +256,18 @@ fn list_memory<'a>(
         let pfn = memory.address() / u64::from(PAGE);
         return GpaDirect::new(buffer, length, 0, core::iter::once(pfn)).map(Some);
     }
-    let segments = || request.segments();
-    let first = segments().next().ok_or(EIO)?;
-    let offset = (first.address % u64::from(PAGE)) as u32;
-    let has_gap = Cell::new(false);
-    let pages = Pages {
-        segments: segments(),
-        pages: 0..0,
-        end: None,
-        has_gap: &has_gap,
+    let segments = || {
+        let pieces = request.segments();
+        pieces.map(|piece| (piece.address, piece.length))
     };
+    let (first, _) = segments().next().ok_or(EIO)?;
+    let offset = (first % u64::from(PAGE)) as u32;
+    let has_gap = Cell::new(false);
+    let pages = Pages::new(segments(), &has_gap);
     let memory = GpaDirect::new(buffer, length, offset, pages)?;
     // The queue's limits do not allow that.
     match has_gap.get() {
         true => Err(EIO),
         false => Ok(Some(memory)),
-    }
-}
-
-/// The frame numbers of a list of segments, as one range: only its first page may be used from its
-/// middle on, and only the last one up to its middle.
-struct Pages<'a, I> {
-    segments: I,
-    /// Frame numbers of the current segment that are still to come.
-    pages: core::ops::Range<u64>,
-    /// Where the last segment has ended.
-    end: Option<u64>,
-    has_gap: &'a Cell<bool>,
-}
-
-impl<I: Iterator<Item = Segment>> Iterator for Pages<'_, I> {
-    type Item = u64;
-
-    fn next(&mut self) -> Option<u64> {
-        let page = u64::from(PAGE);
-        loop {
-            if let Some(pfn) = self.pages.next() {
-                return Some(pfn);
-            }
-            let Segment { address, length } = self.segments.next()?;
-            let end = address + u64::from(length);
-            let first = match self.end.replace(end) {
-                // It goes on in the page where the last one has ended.
-                Some(before) if before == address => address.div_ceil(page),
-                Some(before) => {
-                    if before % page != 0 || address % page != 0 {
-                        self.has_gap.set(true);
-                    }
-                    address / page
-                }
-                None => address / page,
-            };
-            self.pages = first..end.div_ceil(page);
-        }
     }
 }
