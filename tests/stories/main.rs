@@ -2,6 +2,7 @@
 
 mod bed_command;
 mod bed_itself;
+mod bench_module_disk;
 mod bench_network;
 mod boot;
 mod check;
@@ -32,6 +33,7 @@ mod linux_channels;
 mod linux_disks;
 mod linux_module;
 mod linux_module_console;
+mod linux_module_disk;
 mod linux_network;
 mod linux_pairs;
 mod linux_services;
@@ -75,6 +77,7 @@ const TOPICS: &[Topic] = &[
     ("linux_versions", linux_versions::STORIES),
     ("linux_smp", linux_smp::STORIES),
     ("kexec", kexec::STORIES),
+    ("linux_module_disk", linux_module_disk::STORIES),
     ("linux_disks", linux_disks::STORIES),
     ("linux_channels", linux_channels::STORIES),
     ("linux_network", linux_network::STORIES),
@@ -89,7 +92,10 @@ const TOPICS: &[Topic] = &[
 ];
 
 /// Measurements, which are no stories: they are made when they are asked for.
-const MEASUREMENTS: &[Topic] = &[("bench", bench_network::STORIES)];
+const MEASUREMENTS: &[Topic] = &[
+    ("bench", bench_network::STORIES),
+    ("bench", bench_module_disk::STORIES),
+];
 
 fn main() -> ExitCode {
     if std::env::var_os("VMBUS_BENCH").is_some() {

@@ -63,6 +63,8 @@ enum Task {
 enum Bench {
     /// The network adapter against virtio-net, at the same tap
     Network,
+    /// The module `vmbus_disk` against the kernel's hv_storvsc, on the same disk
+    ModuleDisk,
 }
 
 fn main() -> ExitCode {
@@ -77,9 +79,10 @@ fn main() -> ExitCode {
         Task::Soak { filter } => test::soak(filter.as_deref()),
         Task::Module(options) => module::run(&options),
         Task::PublishCheck(options) => publish::check(&options),
-        Task::Bench {
-            what: Bench::Network,
-        } => test::bench("network"),
+        Task::Bench { what } => test::bench(match what {
+            Bench::Network => "network",
+            Bench::ModuleDisk => "module_disk",
+        }),
         Task::Table => table::write(),
         Task::Provision => bed::provision::everything().map_err(Into::into),
     };
