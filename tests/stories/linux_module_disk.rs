@@ -38,7 +38,7 @@ pub(crate) const SCSI1: &str = "2a4c9d11-6f0b-4c57-8e21-000000000002";
 const FUNCTIONS: &str = "there() { n=0; until [ -b $1 ]; do sleep 0.1; n=$((n+1)); [ $n -lt 300 ] || return 1; done; }; \
     gone() { n=0; while [ -b $1 ]; do sleep 0.1; n=$((n+1)); [ $n -lt 300 ] || return 1; done; }; \
     traffic() { for i in 1 2 3; do (while dd if=$1 of=/dev/null bs=64k count=400 skip=$((i * 100)) iflag=direct; do :; done) >/dev/null 2>&1 & done; \
-    (while dd if=/root/noise of=$1 bs=256k seek=100 conv=notrunc oflag=direct; do :; done) >/dev/null 2>&1 & sleep 1; }";
+    (while dd if=/root/noise of=$1 bs=256k seek=100 conv=notrunc,nocreat oflag=direct; do :; done) >/dev/null 2>&1 & sleep 1; }";
 
 /// Boots a Debian with `root` that has our modules, with further arguments of the host.
 pub(crate) fn boot(story: &Story, root: &str, arguments: &[&str]) -> anyhow::Result<Linux> {
@@ -111,13 +111,17 @@ fn carries(story: &Story, linux: &mut Linux) -> anyhow::Result<()> {
         FIO,
     )?;
     ensure!(report.contains("err= 0"), "fio: {report}");
-    let report = linux.sh_within(
-        "fio --name=sizes --filename=/dev/vmd0 --size=60M --rw=randwrite --bsrange=512-1M \
-         --blockalign=512 --iodepth=32 --io_size=60M --direct=1 --ioengine=libaio \
-         --verify=crc32c --verify_fatal=1",
-        FIO,
-    )?;
-    ensure!(report.contains("err= 0"), "fio: {report}");
+    // Other lengths, which begin anywhere in a page.
+    for (length, all) in [("512", "3M"), ("1536", "3M"), ("1M", "60M")] {
+        let report = linux.sh_within(
+            &format!(
+                "fio --name=length --filename=/dev/vmd0 --size={all} --rw=randwrite --bs={length} \
+                 --iodepth=32 --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1"
+            ),
+            FIO,
+        )?;
+        ensure!(report.contains("err= 0"), "fio: {report}");
+    }
 
     linux.sh(
         "mkfs.ext4 -q /dev/vmd0 && mount /dev/vmd0 /mnt && cp /root/noise /mnt/noise && sync && \
