@@ -32,7 +32,7 @@ fn console() -> (Box<Console>, UnixStream) {
         Box::new(theirs),
     )
     .unwrap();
-    (Box::new(Console::new(streams.into())), ours)
+    (Box::new(Console::new(streams)), ours)
 }
 
 fn write(guest: &Guest, channel: &mut GuestChannel, bytes: &[u8]) {

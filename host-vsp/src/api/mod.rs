@@ -97,8 +97,11 @@ pub trait Vm: Send + Sync {
     fn add_net(&self, net: &NetConfig) -> Result<Net, Error>;
     /// Plugs a network adapter's cable in, or pulls it.
     fn set_link(&self, id: &str, up: bool) -> Result<(), Error>;
-    /// Offers the console again that [`remove_device`](Self::remove_device) took away.
-    fn add_console(&self) -> Result<(), Error>;
+    /// Offers the console again that [`remove_device`](Self::remove_device) took away. A machine need
+    /// not have one.
+    fn add_console(&self) -> Result<(), Error> {
+        Err(Error::NotFound("the machine has no console".into()))
+    }
     /// Removes a disk, a controller with its disks, a network adapter, or the console.
     fn remove_device(&self, id: &str) -> Result<(), Error>;
     /// Puts the image at `path` into a DVD drive.

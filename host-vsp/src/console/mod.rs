@@ -53,11 +53,11 @@ struct Conversation {
 
 impl Console {
     /// A console over `backend`, which may outlast it.
-    pub fn new(backend: Arc<Streams>) -> Self {
+    pub fn new(backend: impl Into<Arc<Streams>>) -> Self {
         // The descriptor and ranges of a packet never reach the buffer; the header and padding do.
         let packet = vec![0; MAX_DATA + 64];
         Self {
-            backend,
+            backend: backend.into(),
             packet,
             conversation: Conversation::default(),
         }

@@ -130,11 +130,13 @@ impl Vsp for TimeSyncVsp {
     }
 
     fn service(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
-        let ticked = self.shared.ticker.clear();
-        if self.shared.sync.swap(false, Ordering::AcqRel) {
-            self.due = Some(FLAG_SYNC);
-        } else if ticked && self.due.is_none() {
-            self.due = Some(FLAG_SAMPLE);
+        // An order is taken together with its tick: a tick that came after it would be one too many.
+        if self.shared.ticker.clear() {
+            if self.shared.sync.swap(false, Ordering::AcqRel) {
+                self.due = Some(FLAG_SYNC);
+            } else if self.due.is_none() {
+                self.due = Some(FLAG_SAMPLE);
+            }
         }
         self.link.negotiate(channel)?;
         // Guests answer, but there is nothing to learn from it.

@@ -95,7 +95,7 @@ impl Machine {
         let terminal = Terminal::default();
         let (input, output) = (terminal.typed.clone(), terminal.shown.clone());
         let streams = Streams::new(Some(Box::new(input)), Box::new(output)).expect("threads");
-        let console = Console::new(streams.into());
+        let console = Console::new(streams);
         let id = self.host.offer(Box::new(console)).expect("a relid");
         (id, terminal)
     }

@@ -17,7 +17,7 @@ type Memory = BusMemory<FakeHal, 2, 4>;
 fn host(hypervisor: &FakeHypervisor) {
     let host = host_vsp::vmbus::VmBus::new(hypervisor.partition()).unwrap();
     let nowhere = Streams::new(None, Box::new(std::io::sink())).unwrap();
-    host.offer(Box::new(Console::new(nowhere.into()))).unwrap();
+    host.offer(Box::new(Console::new(nowhere))).unwrap();
     hypervisor.serve(host);
 }
 
