@@ -410,14 +410,12 @@ impl<H: Handler> Opened<H> {
             return Err(EBUSY);
         }
         let channel = port.raw();
-        // SAFETY: The channel is not open, so nobody reads these.
-        unsafe {
-            (*channel).max_pkt_size = options.max_packet;
-            (*channel).callback_mode = match H::CALLBACK {
-                Callback::Batched => bindings::vmbus_channel_hv_callback_mode_HV_CALL_BATCHED,
-                Callback::Direct => bindings::vmbus_channel_hv_callback_mode_HV_CALL_DIRECT,
-            };
-        }
+        let mode = match H::CALLBACK {
+            Callback::Batched => bindings::vmbus_channel_hv_callback_mode_HV_CALL_BATCHED,
+            Callback::Direct => bindings::vmbus_channel_hv_callback_mode_HV_CALL_DIRECT,
+        };
+        // SAFETY: The channel is not open, and this driver's.
+        unsafe { set_up(channel, mode, options.max_packet) };
         let context = Arc::as_ptr(&end).cast_mut().cast();
         // SAFETY: The device has its driver, so the channel is valid. `context` is valid as long as
         // the channel is open, because `Self` holds it until it has closed the channel.
@@ -451,6 +449,37 @@ impl<H: Handler> Drop for Opened<H> {
         // SAFETY: The channel is open, and no `Access` is left (`Devres` waits for them); the function
         // waits for a callback that is under way.
         unsafe { bindings::vmbus_close(port.raw()) };
+        // SAFETY: The channel is not open any more, and this driver's still. The next one finds it as
+        // the first has: nothing sets these fields back but who has changed them.
+        unsafe {
+            set_up(
+                port.raw(),
+                bindings::vmbus_channel_hv_callback_mode_HV_CALL_BATCHED,
+                0,
+            )
+        };
         port.mark().store(null_mut(), Release);
+    }
+}
+
+/// Sets what a driver sets of a channel before it opens it, none of which the bus ever sets back: a
+/// driver that had the channel before may have left functions of its own in it, such as `hv_storvsc`'s
+/// for request ids.
+///
+/// # Safety
+/// `channel` is valid and not open, and its device is this driver's.
+unsafe fn set_up(
+    channel: *mut bindings::vmbus_channel,
+    mode: bindings::vmbus_channel_hv_callback_mode,
+    max_packet: u32,
+) {
+    // SAFETY: Nobody reads or writes these fields but the driver, and the bus for an open channel.
+    unsafe {
+        (*channel).callback_mode = mode;
+        (*channel).max_pkt_size = max_packet;
+        (*channel).next_request_id_callback = None;
+        (*channel).request_addr_callback = None;
+        (*channel).rqstor_size = 0;
+        (*channel).change_target_cpu_callback = None;
     }
 }

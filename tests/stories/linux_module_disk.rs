@@ -106,7 +106,7 @@ fn loads_by_itself(linux: &mut Linux) -> anyhow::Result<()> {
 /// Load that is verified, a file system, discards; and the host sees what the guest has written.
 fn carries(story: &Story, linux: &mut Linux) -> anyhow::Result<()> {
     let report = linux.sh_within(
-        "fio --name=verified --filename=/dev/vmd0 --size=60M --rw=randrw --bs=4k --iodepth=32 \
+        "fio --eta=never --name=verified --filename=/dev/vmd0 --size=60M --rw=randrw --bs=4k --iodepth=32 \
          --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1",
         FIO,
     )?;
@@ -115,7 +115,7 @@ fn carries(story: &Story, linux: &mut Linux) -> anyhow::Result<()> {
     for (length, all) in [("512", "1M"), ("1536", "1M"), ("1M", "60M")] {
         let report = linux.sh_within(
             &format!(
-                "fio --name=length --filename=/dev/vmd0 --size={all} --rw=randwrite --bs={length} \
+                "fio --eta=never --name=length --filename=/dev/vmd0 --size={all} --rw=randwrite --bs={length} \
                  --iodepth=32 --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1"
             ),
             FIO,
@@ -135,7 +135,7 @@ fn carries(story: &Story, linux: &mut Linux) -> anyhow::Result<()> {
     linux.sh("dd if=/root/noise of=/dev/vmd0 bs=64k oflag=direct,dsync 2>/dev/null")?;
     // More than the ring holds: the largest requests, as many as there may be.
     linux.sh_within(
-        "fio --name=full --filename=/dev/vmd0 --size=120M --rw=read --bs=512k --iodepth=160 \
+        "fio --eta=never --name=full --filename=/dev/vmd0 --size=120M --rw=read --bs=512k --iodepth=160 \
          --direct=1 --ioengine=libaio | grep 'err= 0'",
         FIO,
     )?;
