@@ -5,7 +5,6 @@ use bed::linux_module::NAMES;
 use bed::provision::kernel::Series;
 use e2e::{Entry, Story};
 
-use crate::linux_module_console;
 use crate::stock::{Linux, Stock};
 
 pub(crate) const STORIES: &[Entry] = &[
@@ -21,10 +20,8 @@ fn by_alias(story: &mut Story) -> anyhow::Result<()> {
     let root = story.debian_root()?;
     let stock = Stock::new(story, Series::Linux7).debian(&root);
     let mut linux = stock.our_modules().args(["--console", "pty"]).boot()?;
-    let pty = linux_module_console::pty(&mut linux)?;
     linux.wait("-c /dev/vmbus-console0")?;
     linux.sh("grep -q ^vmbus_console /proc/modules")?;
-    linux_module_console::login(story, &mut linux, &pty)?;
     for name in NAMES {
         linux.sh(&format!("modprobe {name}"))?;
         let path = linux.sh(&format!("modinfo -n {name}"))?;

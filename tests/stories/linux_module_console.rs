@@ -29,9 +29,6 @@ const BYTES: usize = 10 << 20;
 /// 10 MB there and back: 10 to 45 s.
 const ECHO: Duration = Duration::from_secs(300);
 
-/// For each step of a login.
-const LOGIN: Duration = Duration::from_secs(120);
-
 /// What the probe says of itself, told in `l2-probe`'s `console.rs`.
 const QUESTION: &str = "is anybody there?\n";
 const ANSWER: &str = "the host is\n";
@@ -49,39 +46,10 @@ fn boot<'a>(story: &'a Story) -> anyhow::Result<(Linux, Ctl<'a>, String)> {
 }
 
 /// L1's end of the console.
-pub(crate) fn pty(linux: &mut Linux) -> anyhow::Result<String> {
+fn pty(linux: &mut Linux) -> anyhow::Result<String> {
     let line = linux.host_says("the console is at ")?;
     let path = line.rsplit(' ').next().context("the console's path")?;
     Ok(path.trim().to_owned())
-}
-
-/// A Debian's login on the console, as the module's README has it: somebody on the host logs in, and
-/// works in the guest.
-pub(crate) fn login(story: &Story, linux: &mut Linux, pty: &str) -> anyhow::Result<()> {
-    let readme = bed::cargo::workspace().join("linux-module/console/README.md");
-    let text = std::fs::read_to_string(&readme).with_context(|| readme.display().to_string())?;
-    let unit: String = text
-        .lines()
-        .skip_while(|line| !line.contains("[Unit]"))
-        .take_while(|line| line.is_empty() || line.starts_with("    "))
-        .map(|line| format!("{}\\n", line.trim_start().replace('%', "%%")))
-        .collect();
-    linux.sh(&format!(
-        "printf '{unit}' >/etc/systemd/system/vmbus-login@.service; \
-         systemctl daemon-reload; systemctl start 'vmbus-login@vmbus\\x2dconsole0'"
-    ))?;
-    let mut terminal = story.l1().command("cat").arg(pty).spawn()?;
-    terminal.expect("login: ", LOGIN)?;
-    on_host(story, &format!("printf 'root\\r' >{pty}"))?;
-    terminal.expect("root@debian:~# ", LOGIN)?;
-    on_host(
-        story,
-        &format!("printf 'tty; echo $((6 * 7)) of $(uname -r)\\r' >{pty}"),
-    )?;
-    let release = linux.sh("uname -r")?;
-    terminal.expect(&format!("42 of {release}"), LOGIN)?;
-    linux.sh("systemctl stop 'vmbus-login@vmbus\\x2dconsole0'")?;
-    Ok(())
 }
 
 fn device_comes(linux: &mut Linux) -> anyhow::Result<()> {
