@@ -21,7 +21,6 @@ use vmbus_proto::{
         Packet,
         DESCRIPTOR_SIZE, //
     },
-    PAGE_SIZE, //
 };
 
 use crate::{
@@ -188,8 +187,11 @@ impl Access<'_> {
         payload: &[u8],
         transaction_id: u64,
     ) -> Result {
-        self.port
-            .send_gpa_direct(memory.packet, payload, transaction_id)
+        // SAFETY: The caller's promise.
+        unsafe {
+            self.port
+                .send_gpa_direct(memory.packet, payload, transaction_id)
+        }
     }
 
     /// Bytes for which the ring to the host has room. A packet takes [`PACKET_OVERHEAD`] more than its
@@ -281,7 +283,7 @@ impl<'a> GpaDirect<'a> {
             writer.pfn(pfn).ok_or(EINVAL)?;
             listed += 1;
         }
-        if listed != pages || byte_count as usize > pages * PAGE_SIZE {
+        if listed != pages {
             return Err(EINVAL);
         }
         let length = DESCRIPTOR_SIZE + writer.finish().len();

@@ -284,7 +284,10 @@ impl Port {
     }
 
     /// `packet` is room for a descriptor and a list of memory.
-    pub(crate) fn send_gpa_direct(
+    ///
+    /// # Safety
+    /// As of [`Access::send_gpa_direct`](crate::Access::send_gpa_direct).
+    pub(crate) unsafe fn send_gpa_direct(
         &self,
         packet: &mut [u8],
         payload: &[u8],
@@ -431,7 +434,8 @@ impl<H: Handler> Opened<H> {
             )
         });
         if opened.is_err() {
-            port.mark().store(null_mut(), Release);
+            // SAFETY: The channel was not opened, and is this driver's.
+            unsafe { leave(port) };
         }
         opened.map(|()| Self { end })
     }
@@ -449,22 +453,26 @@ impl<H: Handler> Drop for Opened<H> {
         // SAFETY: The channel is open, and no `Access` is left (`Devres` waits for them); the function
         // waits for a callback that is under way.
         unsafe { bindings::vmbus_close(port.raw()) };
-        // SAFETY: The channel is not open any more, and this driver's still. The next one finds it as
-        // the first has: nothing sets these fields back but who has changed them.
-        unsafe {
-            set_up(
-                port.raw(),
-                bindings::vmbus_channel_hv_callback_mode_HV_CALL_BATCHED,
-                0,
-            )
-        };
-        port.mark().store(null_mut(), Release);
+        // SAFETY: The channel is not open any more, and is this driver's still.
+        unsafe { leave(port) };
     }
+}
+
+/// Leaves the channel to the next driver, as the first one has found it.
+///
+/// # Safety
+/// The channel is valid and not open, and its device is this driver's.
+unsafe fn leave(port: &Port) {
+    let mode = bindings::vmbus_channel_hv_callback_mode_HV_CALL_BATCHED;
+    // SAFETY: The caller's promise.
+    unsafe { set_up(port.raw(), mode, 0) };
+    port.mark().store(null_mut(), Release);
 }
 
 /// Sets what a driver sets of a channel before it opens it, none of which the bus ever sets back: a
 /// driver that had the channel before may have left functions of its own in it, such as `hv_storvsc`'s
-/// for request ids.
+/// for request ids. Its table of ids was freed when it closed the channel, but the pointers to it are
+/// there still, and whoever closes the channel next would free it again.
 ///
 /// # Safety
 /// `channel` is valid and not open, and its device is this driver's.
@@ -480,6 +488,8 @@ unsafe fn set_up(
         (*channel).next_request_id_callback = None;
         (*channel).request_addr_callback = None;
         (*channel).rqstor_size = 0;
+        (*channel).requestor.req_arr = null_mut();
+        (*channel).requestor.req_bitmap = null_mut();
         (*channel).change_target_cpu_callback = None;
     }
 }
