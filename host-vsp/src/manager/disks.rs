@@ -289,6 +289,7 @@ mod tests {
             assert_eq!(controller.to_string(), name);
             instances.push(controller.instance());
         }
+        instances.sort_unstable();
         instances.dedup();
         assert_eq!(instances.len(), 4);
         for name in [
