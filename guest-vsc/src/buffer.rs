@@ -50,6 +50,18 @@ unsafe impl Buffer for alloc::vec::Vec<u8> {
     }
 }
 
+/// Copies the first bytes of a buffer to `to`, as many as both have, and returns them.
+pub(crate) fn beginning<'t>(buffer: &mut impl Buffer, to: &'t mut [u8]) -> &'t [u8] {
+    let region = buffer.region();
+    let length = region.len().min(to.len());
+    let from = NonNull::slice_from_raw_parts(region.cast::<u8>(), length);
+    let to = to.get_mut(..length).unwrap_or_default();
+    // SAFETY: a part of the region, which is valid for reads as long as the value exists, and only
+    // the value refers to it, which is borrowed.
+    to.copy_from_slice(unsafe { from.as_ref() });
+    to
+}
+
 /// A buffer while the host has it. Dropped, it is lost rather than freed under the host's pen.
 ///
 /// `MaybeUninit` keeps the compiler from assuming that nobody else writes to what the value

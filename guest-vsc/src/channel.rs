@@ -226,6 +226,12 @@ impl<'b, H: Hal> Channel<'b, H> {
         self.relid
     }
 
+    /// Its number among the device's channels, 0 for the first one; 0 also when it is gone.
+    pub(crate) fn sub_channel_index(&self) -> u16 {
+        let offer = self.slot.offer();
+        offer.map_or(0, |offer| offer.sub_channel_index())
+    }
+
     /// The processor that the host interrupts for this channel.
     pub fn cpu(&self) -> usize {
         self.cpu.load(Ordering::Relaxed)

@@ -70,6 +70,11 @@ impl<'b, H: Hal> SubChannels<'b, H> {
         Channels::new(primary, &self.0)
     }
 
+    /// The one in place `place`, where there is one.
+    pub(crate) fn get(&self, place: usize) -> Option<&Channel<'b, H>> {
+        self.0.get(place)?.as_ref()
+    }
+
     /// Closes all of them, as [`Channel::close`] does.
     ///
     /// # Errors

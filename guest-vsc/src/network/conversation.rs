@@ -1,6 +1,6 @@
 //! Questions to the host, and its answers: netvsp's own, and those of RNDIS.
 //!
-//! One question is asked at a time. Whoever takes packets out of the ring, on any processor, finds
+//! All of it is on the first channel. One question is asked at a time. Whoever takes packets out of the ring, on any processor, finds
 //! its answer and puts it into the [`Exchange`], where the one that waits looks for it. An answer that
 //! nobody waits for changes nothing.
 
@@ -202,11 +202,11 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
 
     fn answered<T>(&self, take: impl Fn(&mut Exchange) -> Option<T>) -> Result<T, Error> {
         let deadline = self.channel.bus().deadline();
-        self.channel.wait(Waited::Completion, deadline, || {
+        self.every_channel().wait(Waited::Completion, deadline, || {
             self.pump(Until::Empty)?;
             let taken = self.exchange.with(|exchange| take(exchange));
             if taken.is_none() {
-                self.channel.check()?;
+                self.check()?;
             }
             Ok(taken)
         })

@@ -1,7 +1,7 @@
 //! Frames that the host has put into the receive buffer and that nobody has taken yet.
 //!
 //! The host sends many frames in one packet of the ring, and gets their sections back when that is
-//! completed. A [`Queue`] holds where the frames are, in order; the last one of a packet carries the
+//! completed. [`Frames`] holds where the frames are, in order; the last one of a packet carries the
 //! packet's transaction id, so that taking it brings the completion about. What finds no place in the
 //! queue is lost, as it would be in any adapter that nobody listens to.
 //!
@@ -28,7 +28,7 @@ pub(super) struct Inbox<H: Hal, F: ?Sized> {
     pub(super) packet: [u8; MAX_PACKET],
     /// While an adapter is open.
     pub(super) owed: Option<Owed<H>>,
-    pub(super) queue: Queue<F>,
+    pub(super) frames: Frames<F>,
 }
 
 impl<H: Hal, const N: usize> Inbox<H, [Waiting; N]> {
@@ -36,7 +36,7 @@ impl<H: Hal, const N: usize> Inbox<H, [Waiting; N]> {
         Self {
             packet: [0; MAX_PACKET],
             owed: None,
-            queue: Queue::new(),
+            frames: Frames::new(),
         }
     }
 }
@@ -162,21 +162,21 @@ impl<H: Hal> Owed<H> {
 }
 
 /// A queue of messages in the receive buffer.
-pub(super) struct Queue<F: ?Sized> {
+pub(super) struct Frames<F: ?Sized> {
     span: Span,
-    frames: F,
+    places: F,
 }
 
-impl<const N: usize> Queue<[Waiting; N]> {
+impl<const N: usize> Frames<[Waiting; N]> {
     const fn new() -> Self {
         Self {
             span: Span::EMPTY,
-            frames: [Waiting::NONE; N],
+            places: [Waiting::NONE; N],
         }
     }
 }
 
-impl Queue<[Waiting]> {
+impl Frames<[Waiting]> {
     /// Forgets everything.
     pub(super) fn reset(&mut self) {
         self.span = Span::EMPTY;
@@ -190,7 +190,7 @@ impl Queue<[Waiting]> {
     /// Whether there may be no place for the frames of another packet. No host is known to send more
     /// than some dozens in one.
     pub(super) fn is_half_full(&self) -> bool {
-        self.span.count > self.frames.len() / 2
+        self.span.count > self.places.len() / 2
     }
 
     /// Takes the ranges of the packet `id`, as offset and length. Returns how many were lost, and
@@ -203,8 +203,8 @@ impl Queue<[Waiting]> {
         let mut lost = 0u32;
         let mut last = None;
         for (offset, length) in ranges {
-            let place = self.span.push(self.frames.len());
-            match place.and_then(|place| self.frames.get_mut(place)) {
+            let place = self.span.push(self.places.len());
+            match place.and_then(|place| self.places.get_mut(place)) {
                 Some(frame) => {
                     *frame = Waiting {
                         offset,
@@ -216,7 +216,7 @@ impl Queue<[Waiting]> {
                 None => lost = lost.saturating_add(1),
             }
         }
-        let last = last.and_then(|last| self.frames.get_mut(last));
+        let last = last.and_then(|last| self.places.get_mut(last));
         let none = last.is_none();
         if let Some(frame) = last {
             frame.last_of = Some(id);
@@ -226,8 +226,8 @@ impl Queue<[Waiting]> {
 
     /// Takes the first frame. Where it is the last one of its packet, that is owed from now on.
     pub(super) fn pop(&mut self) -> Option<Waiting> {
-        let place = self.span.pop(self.frames.len())?;
-        self.frames.get(place).copied()
+        let place = self.span.pop(self.places.len())?;
+        self.places.get(place).copied()
     }
 }
 
@@ -237,36 +237,36 @@ mod tests {
 
     #[test]
     fn the_last_frame_of_each_packet_names_it() {
-        let mut queue = Queue::<[Waiting; 4]>::new();
-        let queue: &mut Queue<[Waiting]> = &mut queue;
+        let mut frames = Frames::<[Waiting; 4]>::new();
+        let frames: &mut Frames<[Waiting]> = &mut frames;
         let mut expected = 0;
         let mut numbers = 0..;
         for id in 1..200u64 {
             let count = id % 4;
             let ranges = numbers.by_ref().take(count as usize);
-            let pushed = queue.push_packet(id, ranges.map(|n| (n, n + 1)));
+            let pushed = frames.push_packet(id, ranges.map(|n| (n, n + 1)));
             assert_eq!(pushed, (0, count == 0));
             for left in (0..count).rev() {
-                let frame = queue.pop().unwrap();
+                let frame = frames.pop().unwrap();
                 assert_eq!((frame.offset, frame.length), (expected, expected + 1));
                 assert_eq!(frame.last_of, (left == 0).then_some(id));
                 expected += 1;
             }
-            assert_eq!(queue.pop(), None);
+            assert_eq!(frames.pop(), None);
         }
     }
 
     #[test]
     fn what_finds_no_place_is_lost_and_its_packet_is_completed() {
-        let mut queue = Queue::<[Waiting; 4]>::new();
-        let queue: &mut Queue<[Waiting]> = &mut queue;
+        let mut frames = Frames::<[Waiting; 4]>::new();
+        let frames: &mut Frames<[Waiting]> = &mut frames;
         let ranges = |count| (0..count).map(|n| (n, 1));
-        assert_eq!(queue.push_packet(7, ranges(3)), (0, false));
-        assert_eq!(queue.push_packet(8, ranges(3)), (2, false));
-        assert_eq!(queue.push_packet(9, ranges(3)), (3, true));
-        let last_of: [_; 4] = core::array::from_fn(|_| queue.pop().unwrap().last_of);
+        assert_eq!(frames.push_packet(7, ranges(3)), (0, false));
+        assert_eq!(frames.push_packet(8, ranges(3)), (2, false));
+        assert_eq!(frames.push_packet(9, ranges(3)), (3, true));
+        let last_of: [_; 4] = core::array::from_fn(|_| frames.pop().unwrap().last_of);
         assert_eq!(last_of, [None, None, Some(7), Some(8)]);
-        assert!(queue.is_empty());
+        assert!(frames.is_empty());
     }
 
     #[test]

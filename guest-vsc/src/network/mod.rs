@@ -59,6 +59,7 @@ mod owned;
 #[cfg(feature = "smoltcp")]
 mod phy;
 mod places;
+mod queues;
 mod receive;
 mod transmit;
 
@@ -69,6 +70,7 @@ pub use owned::{RxBuffer, TxBuffer};
 #[cfg(feature = "smoltcp")]
 pub use phy::Phy;
 pub use places::Sent;
+pub use queues::{MAX_QUEUES, QueueStats};
 pub use receive::{Received, RxChecksum};
 
 pub use crate::buffer::Buffer;
@@ -89,10 +91,12 @@ use crate::channel::{Channel, OpenOptions};
 use crate::error::{Error, Waited};
 use crate::hal::Hal;
 use crate::shared::Dma;
+use crate::sub_channels::SubChannels;
 use crate::sync::IrqMutex;
 use conversation::Exchange;
 use inbox::{Inbox, Waiting};
 use places::{Place, Places};
+use queues::Queues;
 use receive::Until;
 
 /// Bytes of Ethernet's header.
@@ -102,37 +106,41 @@ pub const ETHERNET_HEADER: usize = 14;
 const USUAL_SECTION: u32 = 6144;
 
 /// Memory of a network driver: places for `SENDS` packets on their way to the net, of which some may
-/// be in buffers of type `B`, and for `FRAMES` frames from it that nobody has taken yet. One driver
-/// uses it at a time.
+/// be in buffers of type `B`; and for `FRAMES` frames from it that nobody has taken yet, in each of
+/// `QUEUES` queues. One driver uses it at a time.
 pub struct NetworkMemory<
     H: Hal,
     B = &'static mut [u8],
     const SENDS: usize = 64,
     const FRAMES: usize = 256,
+    const QUEUES: usize = 1,
 > {
     claimed: AtomicBool,
     places: IrqMutex<H, Places<[Place<B>; SENDS]>>,
-    inbox: IrqMutex<H, Inbox<H, [Waiting; FRAMES]>>,
+    inboxes: [IrqMutex<H, Inbox<H, [Waiting; FRAMES]>>; QUEUES],
     #[cfg(feature = "alloc")]
     spare: IrqMutex<H, owned::Spare>,
 }
 
-impl<H: Hal, B, const SENDS: usize, const FRAMES: usize> NetworkMemory<H, B, SENDS, FRAMES> {
+impl<H: Hal, B, const SENDS: usize, const FRAMES: usize, const QUEUES: usize>
+    NetworkMemory<H, B, SENDS, FRAMES, QUEUES>
+{
     /// Memory that no driver uses yet.
     pub const fn new() -> Self {
         const { assert!(SENDS > 0 && SENDS < u16::MAX as usize && FRAMES > 0) }
+        const { assert!(QUEUES > 0 && QUEUES <= MAX_QUEUES) }
         Self {
             claimed: AtomicBool::new(false),
             places: IrqMutex::new(Places::new([const { Place::new() }; SENDS])),
-            inbox: IrqMutex::new(Inbox::new()),
+            inboxes: [const { IrqMutex::new(Inbox::new()) }; QUEUES],
             #[cfg(feature = "alloc")]
             spare: IrqMutex::new(owned::Spare::new()),
         }
     }
 }
 
-impl<H: Hal, B, const SENDS: usize, const FRAMES: usize> Default
-    for NetworkMemory<H, B, SENDS, FRAMES>
+impl<H: Hal, B, const SENDS: usize, const FRAMES: usize, const QUEUES: usize> Default
+    for NetworkMemory<H, B, SENDS, FRAMES, QUEUES>
 {
     fn default() -> Self {
         Self::new()
@@ -216,10 +224,8 @@ pub struct NetworkStats {
 
 #[derive(Default)]
 struct Counters {
-    received: AtomicU64,
     lost: AtomicU64,
     bad: AtomicU64,
-    sent: AtomicU64,
     refused: AtomicU64,
     unsent: AtomicU64,
 }
@@ -232,8 +238,9 @@ fn count(counter: &AtomicU64, more: u64) {
 /// dropped when the host has given them back, else lost.
 pub struct Network<'b, H: Hal, B: Buffer = &'static mut [u8]> {
     channel: Channel<'b, H>,
+    sub_channels: SubChannels<'b, H>,
+    queues: Queues<'b, H>,
     places: &'b IrqMutex<H, Places<[Place<B>]>>,
-    inbox: &'b IrqMutex<H, Inbox<H, [Waiting]>>,
     #[cfg(feature = "alloc")]
     spare: &'b IrqMutex<H, owned::Spare>,
     /// Futures that wait for news, and whether there was some.
@@ -306,17 +313,18 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
     /// What was counted so far.
     pub fn stats(&self) -> NetworkStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let QueueStats { received, sent } = self.queues.stats();
         NetworkStats {
-            received: read(&self.counters.received),
+            received,
             lost: read(&self.counters.lost),
             bad: read(&self.counters.bad),
-            sent: read(&self.counters.sent),
+            sent,
             refused: read(&self.counters.refused),
             unsent: read(&self.counters.unsent),
         }
     }
 
-    /// The channel.
+    /// The first channel.
     pub fn channel(&self) -> &Channel<'b, H> {
         &self.channel
     }
@@ -324,10 +332,24 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
     /// Takes what the host has for us: that frames were sent, changes of the link, where frames are.
     /// For an interrupt handler, after [`VmBus::handle_interrupt`](crate::VmBus::handle_interrupt);
     /// also harmless at any other time. Never waits.
+    ///
+    /// All queues are looked at, this processor's own first, whichever interrupt it was: a kernel that
+    /// has another processor do the work loses nothing. One that has each do its own calls
+    /// [`handle_queue_interrupt`](Self::handle_queue_interrupt).
     pub fn handle_interrupt(&self) {
-        // The end of the channel is told by `Channel::check`.
+        // The end of a channel is told by `check`.
         let _ = self.pump(Until::HalfFull);
-        // Room in the ring is news that no packet tells.
+        // Room in a ring is news that no packet tells.
+        #[cfg(feature = "async")]
+        self.wake();
+    }
+
+    /// The same of queue `queue` only, for the handler of the processor that its channel
+    /// ([`channels`](Self::channels)) interrupts. Never waits.
+    pub fn handle_queue_interrupt(&self, queue: usize) {
+        if let Some(queue) = self.queue(queue) {
+            let _ = self.pump_queue(queue, Until::HalfFull);
+        }
         #[cfg(feature = "async")]
         self.wake();
     }
@@ -336,12 +358,12 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
     /// is; at most for `timeout`. Says whether it came to that.
     ///
     /// # Errors
-    /// The channel has come to an end.
+    /// A channel has come to an end.
     pub fn wait_until_ready(&self, timeout: Duration) -> Result<bool, Error> {
         let blocked = !self.places.with(|places| places.has_free());
         let deadline = self.channel.bus().hypervisor.deadline(timeout);
-        let waited = self.channel.wait(Waited::Packet, deadline, || {
-            self.channel.check()?;
+        let waited = self.every_channel().wait(Waited::Packet, deadline, || {
+            self.check()?;
             let ready = self.can_recv() || (blocked && self.can_send());
             Ok(ready.then_some(()))
         });
@@ -352,19 +374,20 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
         }
     }
 
-    /// Closes the channel and takes all memory back from the host: frames in flight are done, as
+    /// Closes all channels and takes all memory back from the host: frames in flight are done, as
     /// failed, and their buffers wait to be taken by [`poll_sent`](Self::poll_sent). Waits for the
     /// host; where another processor does it already, for that.
     ///
     /// # Errors
     /// The host did not give its memory back: buffers in flight are lost.
     pub fn shutdown(&self) -> Result<(), Error> {
-        let reason = match self.channel.check() {
+        let reason = match self.check() {
             Err(error) => error,
             Ok(()) => Error::Closed,
         };
         self.say_good_bye();
-        let closed = self.channel.close();
+        // The host takes sub-channels away with the first channel, so they go before it.
+        let closed = self.sub_channels.close().and(self.channel.close());
         let kept = closed.is_err();
         self.places.with(|places| places.end::<H>(reason, kept));
         if !kept {
@@ -389,10 +412,6 @@ impl<H: Hal, B: Buffer> Drop for Network<'_, H, B> {
         #[cfg(feature = "alloc")]
         self.drop_sent();
         self.places.with(|places| places.reset(0));
-        // Its memory is given back when the lock is released.
-        let _owed = self.inbox.with(|inbox| {
-            inbox.queue.reset();
-            inbox.owed.take()
-        });
+        self.queues.reset();
     }
 }

@@ -16,7 +16,7 @@ use vmbus_proto::rndis::{Request, VERSION, oid};
 use zerocopy::IntoBytes as _;
 
 use super::conversation::{Exchange, success};
-use super::inbox::Owed;
+use super::queues::Queues;
 use super::transmit::Copies;
 use super::{Buffer, Counters, ETHERNET_HEADER, Network, NetworkMemory, NetworkOptions, Offloads};
 use crate::bus::{Claim, Offer, VmBus};
@@ -24,6 +24,7 @@ use crate::channel::Channel;
 use crate::error::{Error, Waited};
 use crate::hal::Hal;
 use crate::shared::Dma;
+use crate::sub_channels::SubChannels;
 use crate::sync::IrqMutex;
 
 /// The shortest MTU: what IPv4 asks of every net.
@@ -51,7 +52,25 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
         memory: &'b NetworkMemory<H, B, SENDS, FRAMES>,
         options: &NetworkOptions,
     ) -> Result<Self, Error> {
+        Self::open_with_queues(bus, offer, memory, options, 1)
+    }
+
+    /// The same with up to `queues` queues: as many as `memory` has, as processors have their SynIC
+    /// enabled, and as the adapter gives; [`queues`](Self::queues) says how many. Each interrupts
+    /// another processor, takes a place of [`BusMemory`](crate::bus::BusMemory)'s, and has rings as
+    /// `options` say.
+    ///
+    /// # Errors
+    /// As for `open`. Queues that the adapter does not give are done without.
+    pub fn open_with_queues<const SENDS: usize, const FRAMES: usize, const QUEUES: usize>(
+        bus: &'b VmBus<'b, H>,
+        offer: &Offer,
+        memory: &'b NetworkMemory<H, B, SENDS, FRAMES, QUEUES>,
+        options: &NetworkOptions,
+        queues: usize,
+    ) -> Result<Self, Error> {
         let claim = Claim::new(&memory.claimed).ok_or(Error::MemoryInUse)?;
+        let (first, further) = memory.inboxes.split_first().ok_or(Error::OutOfMemory)?;
         let pages = |bytes: u32| Dma::new((bytes as usize).div_ceil(PAGE_SIZE).max(1));
         let mut network = Self {
             receive_buffer: pages(options.receive_buffer).ok_or(Error::OutOfMemory)?,
@@ -59,8 +78,9 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
             control_page: pages(1).ok_or(Error::OutOfMemory)?,
             copies: None,
             channel: Channel::open(bus, offer, &options.channel)?,
+            sub_channels: SubChannels::none(),
+            queues: Queues::new(first, further),
             places: &memory.places,
-            inbox: &memory.inbox,
             #[cfg(feature = "alloc")]
             spare: &memory.spare,
             #[cfg(feature = "async")]
@@ -83,12 +103,14 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
         // Its address goes to the host in every question.
         network.control_page.lend();
         network.places.with(|places| places.reset(0));
-        network.inbox.with(|inbox| inbox.queue.reset());
+        network.queues.reset();
         network.make_room_to_owe(1)?;
         network.agree()?;
-        network.lend_buffers()?;
+        let sections = network.lend_buffers()?;
         network.initialize(options)?;
+        network.open_queues(offer, queues, sections, &options.channel)?;
         network.make_copies()?;
+        network.set_promiscuous(options.promiscuous)?;
         Ok(network)
     }
 
@@ -125,8 +147,8 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
         self.channel.send(&Outgoing::in_band(0, &message, false))
     }
 
-    /// Hands both buffers over.
-    fn lend_buffers(&mut self) -> Result<(), Error> {
+    /// Hands both buffers over; returns how many sections the receive buffer has.
+    fn lend_buffers(&mut self) -> Result<usize, Error> {
         let buffer = |gpadl: u32, id: u16| netvsp::Buffer {
             gpadl: gpadl.into(),
             id: id.into(),
@@ -134,20 +156,20 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
         };
         let gpadl = self.channel.lend(&self.receive_buffer)?;
         let message = Message::SendReceiveBuffer(buffer(gpadl, RECEIVE_BUFFER_ID));
-        let Message::SendReceiveBufferComplete(status, sections) = self.ask(message)? else {
+        let Message::SendReceiveBufferComplete(status, received) = self.ask(message)? else {
             return Err(Error::Protocol("another answer than to a receive buffer"));
         };
         taken(status)?;
         // Where a frame is the host says each time, and that is checked each time.
-        let size = u64::from(sections.size.get());
-        let end = u64::from(sections.count.get()).saturating_mul(size);
+        let size = u64::from(received.size.get());
+        let end = u64::from(received.count.get()).saturating_mul(size);
         if size < u64::from(MIN_SECTION_SIZE) || end > self.receive_buffer.len() as u64 {
             return Err(Error::Protocol(
                 "sections that do not fit the receive buffer",
             ));
         }
-
-        self.make_room_to_owe(sections.count.get() as usize)?;
+        let received = received.count.get() as usize;
+        self.make_room_to_owe(received)?;
 
         let gpadl = self.channel.lend(&self.send_buffer)?;
         let message = Message::SendSendBuffer(buffer(gpadl, SEND_BUFFER_ID));
@@ -161,10 +183,10 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
             sections.ok_or(Error::Protocol("sections that do not fit the send buffer"))?;
         self.section_size = size as usize;
         self.places.with(|places| places.reset(sections));
-        Ok(())
+        Ok(received)
     }
 
-    /// Begins RNDIS, asks the adapter what it is, and lets frames come.
+    /// Begins RNDIS, and asks the adapter what it is.
     fn initialize(&mut self, options: &NetworkOptions) -> Result<(), Error> {
         let begun = self.ask_adapter(|id| Request::Initialize {
             id,
@@ -192,15 +214,6 @@ impl<'b, H: Hal, B: Buffer> Network<'b, H, B> {
         let disconnected = self.query_word(oid::GEN_MEDIA_CONNECT_STATUS)?;
         *self.connected.get_mut() = disconnected != Some(oid::MEDIA_DISCONNECTED);
         *self.link_changed.get_mut() = false;
-        self.set_promiscuous(options.promiscuous)
-    }
-
-    /// Makes room for as many completions as may be owed of `sections`. What was owed before the host
-    /// had any is forgotten.
-    fn make_room_to_owe(&self, sections: usize) -> Result<(), Error> {
-        let owed = Owed::new(sections).ok_or(Error::OutOfMemory)?;
-        // The memory of one is given back when the lock is released.
-        let _before = self.inbox.with(|inbox| inbox.owed.replace(owed));
         Ok(())
     }
 

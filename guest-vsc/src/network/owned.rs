@@ -90,10 +90,10 @@ impl<H: Hal> Network<'_, H, Vec<u8>> {
     /// allocates.
     ///
     /// # Errors
-    /// The channel has come to an end.
+    /// A channel has come to an end.
     pub fn receive(&self) -> Result<Option<RxBuffer>, Error> {
         if !self.can_recv() {
-            return self.channel.check().map(|()| None);
+            return self.check().map(|()| None);
         }
         let mut buffer = self.spare(self.max_frame());
         match self.try_receive(&mut buffer) {
@@ -121,7 +121,7 @@ impl<H: Hal> Network<'_, H, Vec<u8>> {
     /// buffer. Waits for a place, but not for the frame to be sent.
     ///
     /// # Errors
-    /// The channel has come to an end; [`Error::Timeout`] where there was no place in time;
+    /// A channel has come to an end; [`Error::Timeout`] where there was no place in time;
     /// [`Error::TooLong`] where it is longer than any frame.
     pub fn send(&self, buffer: TxBuffer) -> Result<(), Error> {
         self.send_with(buffer, &PacketInfo::default())
@@ -134,7 +134,7 @@ impl<H: Hal> Network<'_, H, Vec<u8>> {
     pub fn send_with(&self, buffer: TxBuffer, info: &PacketInfo) -> Result<(), Error> {
         let deadline = self.channel.bus().deadline();
         let mut frame = Some(buffer.0);
-        self.channel.wait(Waited::Room, deadline, || {
+        self.every_channel().wait(Waited::Room, deadline, || {
             // Nothing else is taken meanwhile, and what makes room may be behind frames.
             if !self.can_send() {
                 self.pump(Until::Empty)?;

@@ -12,8 +12,9 @@ use vmbus_proto::rndis::{
 };
 use zerocopy::FromBytes as _;
 
-use super::conversation::MAX_MESSAGE;
-use super::inbox::{Inbox, Owed, Queue, Waiting};
+use super::conversation::{Exchange, MAX_MESSAGE};
+use super::inbox::{Frames, Inbox, Owed, Waiting};
+use super::queues::Queue;
 use super::{Buffer, ETHERNET_HEADER, Network, count};
 use crate::bus::count as count_on_bus;
 use crate::error::Error;
@@ -74,37 +75,74 @@ impl RxChecksum {
 impl<H: Hal, B: Buffer> Network<'_, H, B> {
     /// Whether a frame can be received. Never waits; may be called in interrupt context.
     pub fn can_recv(&self) -> bool {
-        self.with_inbox(|inbox| {
-            // The end of the channel is told by `Channel::check`.
-            let _ = self.take_packets(inbox, Until::Frame);
-            !inbox.queue.is_empty() && !inbox.is_stopped()
+        let mut queues = self.queues_from(self.own_queue());
+        queues.any(|queue| {
+            self.with_inbox(queue, |inbox| {
+                // The end of a channel is told by `check`.
+                let _ = self.take_packets(queue, inbox, Until::Frame);
+                !inbox.frames.is_empty() && !inbox.is_stopped()
+            })
         })
     }
 
     /// Takes the next frame, copied into `buffer`; `None` where there is none. One that is longer
     /// than `buffer` is lost. Never waits; may be called in interrupt context.
     ///
+    /// With several queues the one whose channel interrupts this processor comes first, and the others
+    /// where it is empty, or once in a while.
+    ///
     /// # Errors
-    /// The channel has come to an end.
+    /// A channel has come to an end.
     pub fn try_receive(&self, buffer: &mut [u8]) -> Result<Option<Received>, Error> {
-        self.with_inbox(|inbox| {
+        for queue in self.queues_from(self.queue_to_look_into()) {
+            let received = self.receive_from(queue, buffer)?;
+            if received.is_some() {
+                return Ok(received);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes the next frame of queue `queue`, as [`try_receive`](Self::try_receive) does; for kernels
+    /// whose processors each have a queue of their own. `None` also where there is no such queue.
+    ///
+    /// # Errors
+    /// As for `try_receive`.
+    pub fn try_receive_from(
+        &self,
+        queue: usize,
+        buffer: &mut [u8],
+    ) -> Result<Option<Received>, Error> {
+        match self.queue(queue) {
+            Some(queue) => self.receive_from(queue, buffer),
+            None => Ok(None),
+        }
+    }
+
+    fn receive_from(
+        &self,
+        queue: Queue<'_, '_, H>,
+        buffer: &mut [u8],
+    ) -> Result<Option<Received>, Error> {
+        self.with_inbox(queue, |inbox| {
             // Not for ever, where all that comes cannot be.
             for _ in 0..PACKETS_AT_ONCE {
-                self.take_packets(inbox, Until::Frame)?;
+                self.take_packets(queue, inbox, Until::Frame)?;
                 if inbox.is_stopped() {
                     return Ok(None);
                 }
-                let Some(waiting) = inbox.queue.pop() else {
-                    self.channel.check()?;
+                let Some(waiting) = inbox.frames.pop() else {
+                    self.check()?;
                     return Ok(None);
                 };
                 let taken = self.take_frame(waiting, buffer);
                 if let Some(id) = waiting.last_of {
                     inbox.owe(id);
                     // The end of the channel is told by the next call.
-                    let _ = self.pay(&mut inbox.owed);
+                    let _ = self.pay(queue, &mut inbox.owed);
                 }
                 if taken.is_some() {
+                    count(&queue.state.received, 1);
                     return Ok(taken);
                 }
             }
@@ -112,43 +150,61 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         })
     }
 
-    /// Runs `f` on the inbox, and wakes whoever waits for what it took.
-    fn with_inbox<R>(&self, f: impl FnOnce(&mut Inbox<H, [Waiting]>) -> R) -> R {
-        let result = self.inbox.with(f);
+    /// Runs `f` on the inbox of a queue, and wakes whoever waits for what it took.
+    fn with_inbox<R>(
+        &self,
+        queue: Queue<'_, '_, H>,
+        f: impl FnOnce(&mut Inbox<H, [Waiting]>) -> R,
+    ) -> R {
+        let result = queue.state.inbox.with(f);
         #[cfg(feature = "async")]
-        if self.taken.swap(false, Ordering::AcqRel) {
+        if self.taken.load(Ordering::Acquire) && self.taken.swap(false, Ordering::AcqRel) {
             self.wake();
         }
         result
     }
 
-    /// Takes what the host has sent, as far as `until`.
+    /// Takes what the host has sent, as far as `until`, on every queue.
     pub(super) fn pump(&self, until: Until) -> Result<(), Error> {
-        self.with_inbox(|inbox| self.take_packets(inbox, until))
+        let mut result = Ok(());
+        for queue in self.queues_from(self.own_queue()) {
+            result = result.and(self.pump_queue(queue, until));
+        }
+        result
+    }
+
+    /// The same on one queue.
+    pub(super) fn pump_queue(&self, queue: Queue<'_, '_, H>, until: Until) -> Result<(), Error> {
+        self.with_inbox(queue, |inbox| self.take_packets(queue, inbox, until))
     }
 
     /// Takes packets from the ring until there are none, or as many frames wait as `until` says.
-    fn take_packets(&self, inbox: &mut Inbox<H, [Waiting]>, until: Until) -> Result<(), Error> {
+    fn take_packets(
+        &self,
+        queue: Queue<'_, '_, H>,
+        inbox: &mut Inbox<H, [Waiting]>,
+        until: Until,
+    ) -> Result<(), Error> {
         let mut told = false;
         let mut result = Ok(());
         for _ in 0..PACKETS_AT_ONCE {
             // First, as nothing else may come before there is room for more in the host's ring.
-            if let Err(error) = self.pay(&mut inbox.owed) {
+            if let Err(error) = self.pay(queue, &mut inbox.owed) {
                 result = Err(error);
                 break;
             }
             let enough = match until {
-                Until::Frame => !inbox.queue.is_empty(),
-                Until::HalfFull => inbox.queue.is_half_full(),
+                Until::Frame => !inbox.frames.is_empty(),
+                Until::HalfFull => inbox.frames.is_half_full(),
                 Until::Empty => false,
             };
             if enough || inbox.is_stopped() {
                 break;
             }
-            match self.channel.receive(&mut inbox.packet) {
+            match queue.channel.receive(&mut inbox.packet) {
                 Ok(Some(packet)) => {
                     let id = packet.transaction_id;
-                    if self.take_packet(&packet, &mut inbox.queue) {
+                    if self.take_packet(queue, &packet, &mut inbox.frames) {
                         inbox.owe(id);
                     }
                 }
@@ -162,7 +218,7 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         }
         if told {
             // Perhaps another processor is about to sleep on what has come.
-            self.channel.tell();
+            queue.channel.tell();
             #[cfg(feature = "async")]
             self.taken.store(true, Ordering::Release);
         }
@@ -171,14 +227,14 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
 
     /// Completes the packets that are done with, as far as there is room for it now: where there is
     /// not, the host rings when there is.
-    fn pay(&self, owed: &mut Option<Owed<H>>) -> Result<(), Error> {
+    fn pay(&self, queue: Queue<'_, '_, H>, owed: &mut Option<Owed<H>>) -> Result<(), Error> {
         let Some(owed) = owed else {
             return Ok(());
         };
         while let Some(id) = owed.first() {
             let message = Message::SendRndisPacketComplete(netvsp_status::SUCCESS);
             let message = message.encode(self.version);
-            match self.channel.send(&Outgoing::completion(id, &message)) {
+            match queue.channel.send(&Outgoing::completion(id, &message)) {
                 Ok(()) => owed.pop(),
                 Err(Error::Full) => break,
                 Err(error) => return Err(error),
@@ -188,12 +244,19 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
     }
 
     /// Takes a packet; says whether it is to be completed at once.
-    fn take_packet(&self, packet: &RingPacket<'_>, queue: &mut Queue<[Waiting]>) -> bool {
+    fn take_packet(
+        &self,
+        queue: Queue<'_, '_, H>,
+        packet: &RingPacket<'_>,
+        frames: &mut Frames<[Waiting]>,
+    ) -> bool {
+        // Sub-channels carry frames and nothing else.
+        let is_first = queue.number == 0;
         let bus = &self.channel.bus().counters;
         let message = Message::parse(Sender::Host, packet.payload);
         match (packet.kind, message) {
             (PacketKind::Completion, Ok(message)) => {
-                if !self.completed(packet.transaction_id, message) {
+                if !self.completed(is_first, packet.transaction_id, message) {
                     count_on_bus(&bus.bad_completions);
                 }
             }
@@ -205,23 +268,29 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
                     }
                     _ => None,
                 };
-                return self.take_ranges(packet.transaction_id, channel, ranges, queue);
+                let channel = channel.filter(|channel| is_first || *channel == rndis_channel::DATA);
+                return self.take_ranges(packet.transaction_id, channel, ranges, frames);
             }
             // There is a way past the host that we do not take.
-            (PacketKind::InBand, Ok(Message::SendVfAssociation(..))) => {}
-            // Nor are there other channels to send on.
-            (PacketKind::InBand, _) if SendTable::parse(packet.payload).is_some() => {}
+            (PacketKind::InBand, Ok(Message::SendVfAssociation(..))) if is_first => {}
+            (PacketKind::InBand, _) if is_first => match self.send_table(packet.payload) {
+                Some(table) => self.queues.take_table(&table),
+                None => count_on_bus(&bus.bad_packets),
+            },
             _ => count_on_bus(&bus.bad_packets),
         }
         false
     }
 
-    /// A packet of ours is done with; says whether it was.
-    fn completed(&self, id: u64, message: Message) -> bool {
-        if self
-            .exchange
-            .with(|exchange| exchange.complete(id, message))
-        {
+    /// The host's table, where that is what a message is.
+    fn send_table(&self, payload: &[u8]) -> Option<SendTable> {
+        SendTable::parse_as(self.version?, payload)
+    }
+
+    /// A packet of ours is done with; says whether it was. Questions are asked on the first channel.
+    fn completed(&self, is_first: bool, id: u64, message: Message) -> bool {
+        let answers = |exchange: &mut Exchange| exchange.complete(id, message);
+        if is_first && self.exchange.with(answers) {
             return true;
         }
         let Message::SendRndisPacketComplete(status) = message else {
@@ -245,7 +314,7 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         id: u64,
         channel: Option<u32>,
         ranges: &[TransferPageRange],
-        queue: &mut Queue<[Waiting]>,
+        frames: &mut Frames<[Waiting]>,
     ) -> bool {
         let bad = |ranges: usize| count(&self.counters.bad, ranges as u64);
         let within = |range: &TransferPageRange| {
@@ -259,7 +328,7 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         };
         match channel {
             Some(rndis_channel::DATA) => {
-                let (lost, none) = queue.push_packet(id, ranges.iter().filter_map(within));
+                let (lost, none) = frames.push_packet(id, ranges.iter().filter_map(within));
                 count(&self.counters.lost, u64::from(lost));
                 return none;
             }
@@ -315,7 +384,6 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
             return None;
         };
         self.receive_buffer.read(at, frame);
-        count(&self.counters.received, 1);
         Some(Received {
             length: packet.data_length,
             checksum: RxChecksum::new(&packet.info),

@@ -6,6 +6,9 @@
 //!
 //! Frames leave a part of the ring to the completions of received ones. A host that has no room for
 //! answers may take nothing before it gets some.
+//!
+//! With several queues, all frames of a flow go over the same channel, whatever processor sends them;
+//! where that has no room, they wait for it, as on another one they might overtake each other.
 
 use vmbus_proto::PAGE_SIZE;
 use vmbus_proto::gpa::GpaRangeWriter;
@@ -14,9 +17,11 @@ use vmbus_proto::packet::Outgoing;
 use vmbus_proto::rndis::packet::{MAX_PREFIX, PacketInfo, Prefix};
 
 use super::places::{MAX_PAGES, Pages, Sent, Taker};
+use super::queues::{HEADERS, Queue};
 use super::receive::Until;
 use super::{Buffer, Network, Token, count};
 use crate::PAGE;
+use crate::buffer::beginning;
 use crate::error::Error;
 use crate::hal::Hal;
 use crate::shared::Dma;
@@ -66,7 +71,7 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         if self.places.with(|places| places.has_free()) {
             return true;
         }
-        // The end of the channel is told by `Channel::check`.
+        // The end of a channel is told by `check`.
         let _ = self.pump(Until::HalfFull);
         self.places.with(|places| places.has_free())
     }
@@ -92,7 +97,8 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
     /// waits; may be called in interrupt context.
     ///
     /// # Errors
-    /// [`Error::Full`] where too much is on its way: the channel's interrupt tells when that is over.
+    /// [`Error::Full`] where too much is on its way, in all or on the channel of the frame's flow: an
+    /// interrupt tells when that is over.
     /// Frames that came have to be taken meanwhile, as the host's word of it may be behind them.
     /// [`Error::TooLong`] where it is longer than [`max_copied`](Self::max_copied).
     pub fn try_send(&self, frame: &[u8]) -> Result<(), Error> {
@@ -109,6 +115,7 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         if frame.len() > self.max_copied() {
             return Err(Error::TooLong);
         }
+        let queue = self.queue_of_flow(frame);
         let prefix = Prefix::new(frame.len() as u32, info, 0);
         let token = self.reserve()?;
         let at = self.section(token);
@@ -119,7 +126,8 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
             Some(copies) => {
                 let pfns = copies.put(token, frame);
                 let message = self.message(token, prefix.bytes().len());
-                let send = || self.send_pages(token, pfns, 0, frame.len() as u32, &message);
+                let length = frame.len() as u32;
+                let send = || self.send_pages(queue, token, pfns, 0, length, &message);
                 self.places.with(|places| places.start(token, send))?;
             }
             None => {
@@ -127,11 +135,11 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
                 let length = prefix.bytes().len().saturating_add(frame.len());
                 let message = self.message(token, length);
                 let packet = Outgoing::in_band(token.transaction_id(), &message, true);
-                let send = || self.channel.send_sparing(SPARED, &packet);
+                let send = || queue.channel.send_sparing(SPARED, &packet);
                 self.places.with(|places| places.start(token, send))?;
             }
         }
-        count(&self.counters.sent, 1);
+        count(&queue.state.sent, 1);
         Ok(())
     }
 
@@ -148,14 +156,13 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
 
     /// Takes a frame that was submitted and that the host is done with. Never waits.
     ///
-    /// After the end of the channel ([`Channel::check`](crate::channel::Channel::check)) nothing more
-    /// comes until [`shutdown`](Self::shutdown) has taken the buffers back from the host.
+    /// After the end of a channel ([`check`](Self::check)) nothing more comes until [`shutdown`](Self::shutdown) has taken the buffers back from the host.
     pub fn poll_sent(&self) -> Option<Sent<B>> {
         let sent = self.places.with(|places| places.take_done(Taker::Poll));
         if sent.is_some() {
             return sent;
         }
-        // The end of the channel is told by `Channel::check`.
+        // The end of a channel is told by `check`.
         let _ = self.pump(Until::HalfFull);
         self.places.with(|places| places.take_done(Taker::Poll))
     }
@@ -171,6 +178,10 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         let Ok(length) = u32::try_from(length) else {
             return Err((Error::TooLong, buffer));
         };
+        let queue = match self.queues() {
+            1 => self.first_queue(),
+            _ => self.queue_of_flow(beginning(&mut buffer, &mut [0; HEADERS])),
+        };
         let token = match self.reserve() {
             Ok(token) => token,
             Err(error) => return Err((error, buffer)),
@@ -179,18 +190,20 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         self.send_buffer.write(self.section(token), prefix.bytes());
         let message = self.message(token, prefix.bytes().len());
         let send = |pages: &Pages| {
-            self.send_pages(token, pages.pfns(), pages.byte_offset(), length, &message)
+            let offset = pages.byte_offset();
+            self.send_pages(queue, token, pages.pfns(), offset, length, &message)
         };
         self.places
             .with(|places| places.start_owned::<H>(token, taker, buffer, send))?;
-        count(&self.counters.sent, 1);
+        count(&queue.state.sent, 1);
         Ok(token)
     }
 
-    /// Puts a packet into the ring with the pages of a frame of `length` bytes, which begins at
+    /// Puts a packet into a queue's ring with the pages of a frame of `length` bytes, which begins at
     /// `offset` in the first one; each in a range of its own as all guests do.
     fn send_pages(
         &self,
+        queue: Queue<'_, '_, H>,
         token: Token,
         pfns: impl ExactSizeIterator<Item = u64>,
         mut offset: u32,
@@ -209,7 +222,7 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
             offset = 0;
         }
         let packet = Outgoing::gpa_direct(token.transaction_id(), writer.finish(), message);
-        self.channel.send_sparing(SPARED, &packet)
+        queue.channel.send_sparing(SPARED, &packet)
     }
 
     /// A place, after a look for such as have become free.
@@ -218,7 +231,7 @@ impl<H: Hal, B: Buffer> Network<'_, H, B> {
         if let Some(token) = reserve() {
             return Ok(token);
         }
-        self.channel.check()?;
+        self.check()?;
         self.pump(Until::HalfFull)?;
         reserve().ok_or(Error::Full)
     }

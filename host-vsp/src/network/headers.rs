@@ -16,6 +16,7 @@
     )
 )]
 
+pub(super) use vmbus_proto::rndis::flow::{ipv4_header, network_header, transport_protocol};
 use vmbus_proto::rndis::packet::{LargeSend, TxChecksum};
 
 use super::backend::{Offload, Partial, Segments};
@@ -33,9 +34,8 @@ const MAX_TCP_HEADER: usize = 60;
 /// With less, one packet would keep the kernel for tens of thousands of segments.
 pub(super) const MIN_SEGMENT: u16 = 48;
 
-const TYPE_IPV4: u16 = 0x0800;
-const TYPE_IPV6: u16 = 0x86dd;
-const TYPES_TAGGED: [u16; 2] = [0x8100, 0x88a8];
+/// The type of a VLAN tag.
+const TYPE_TAGGED: u16 = 0x8100;
 
 /// TCP, as IP numbers it.
 pub(super) const PROTOCOL_TCP: u8 = 6;
@@ -72,20 +72,6 @@ impl Wish {
         match self {
             Self::Checksum(checksum) => complete_checksums(checksum, headers, length),
             Self::Segments(large) => cut(large, headers, length).map(Some),
-        }
-    }
-}
-
-/// Where the IP header begins, and whether it is IPv6.
-pub(super) fn network_header(headers: &[u8]) -> Option<(usize, bool)> {
-    let mut at = ETHERNET_ADDRESSES;
-    loop {
-        let kind = u16::from_be_bytes(bytes(headers, at)?);
-        match kind {
-            TYPE_IPV4 => return Some((at.checked_add(2)?, false)),
-            TYPE_IPV6 => return Some((at.checked_add(2)?, true)),
-            kind if TYPES_TAGGED.contains(&kind) => at = at.checked_add(TAG)?,
-            _ => return None,
         }
     }
 }
@@ -209,13 +195,6 @@ fn network_end(headers: &[u8], network: usize, ipv6: bool) -> Option<usize> {
     network.checked_add(before)?.checked_add(length.into())
 }
 
-/// Bytes of the IPv4 header at `network`.
-pub(super) fn ipv4_header(headers: &[u8], network: usize) -> Option<usize> {
-    let [first] = bytes(headers, network)?;
-    let length = usize::from(first & 0xf).checked_mul(4)?;
-    (first >> 4 == 4 && length >= 20).then_some(length)
-}
-
 /// Completes the checksum of the IPv4 header at `network`.
 pub(super) fn set_ipv4_checksum(headers: &mut [u8], network: usize) -> Option<()> {
     let length = ipv4_header(headers, network)?;
@@ -226,37 +205,12 @@ pub(super) fn set_ipv4_checksum(headers: &mut [u8], network: usize) -> Option<()
     set(headers, place, !sum.fold())
 }
 
-/// What IP carries in a frame, without a look behind IPv6's extensions.
-pub(super) fn transport_protocol(headers: &[u8]) -> Option<u8> {
-    let (network, ipv6) = network_header(headers)?;
-    let at = network.checked_add(if ipv6 { 6 } else { 9 })?;
-    headers.get(at).copied()
-}
-
-/// What IP carries in a frame that is no fragment, and where it begins; not behind IPv6's
-/// extensions.
-pub(super) fn whole_transport(headers: &[u8]) -> Option<(u8, usize)> {
-    let protocol = transport_protocol(headers)?;
-    let (network, ipv6) = network_header(headers)?;
-    if ipv6 {
-        return Some((protocol, network.checked_add(40)?));
-    }
-    // More fragments, and the offset of this one.
-    if u16::from_be_bytes(bytes(headers, network.checked_add(6)?)?) & 0x3fff != 0 {
-        return None;
-    }
-    Some((
-        protocol,
-        network.checked_add(ipv4_header(headers, network)?)?,
-    ))
-}
-
 /// Puts a VLAN tag into the headers of a frame; `None` where they have no Ethernet header.
 pub(super) fn insert_tag(headers: &mut Vec<u8>, tag: u16) -> Option<()> {
     if headers.len() < ETHERNET_HEADER {
         return None;
     }
-    let [a, b] = TYPES_TAGGED.first()?.to_be_bytes();
+    let [a, b] = TYPE_TAGGED.to_be_bytes();
     let [c, d] = tag.to_be_bytes();
     headers.splice(ETHERNET_ADDRESSES..ETHERNET_ADDRESSES, [a, b, c, d]);
     Some(())

@@ -14,9 +14,8 @@
 )]
 
 use serde::{Deserialize, Serialize};
+use vmbus_proto::rndis::flow::Flow;
 use vmbus_proto::rndis::ndis::{ReceiveScale, hash, rss_flag};
-
-use super::headers::{self, PROTOCOL_TCP};
 
 /// Bytes of a key that nobody has set.
 const NO_KEY: [u8; 40] = [0; 40];
@@ -77,51 +76,18 @@ impl Scaling {
     }
 
     fn hash(&self, headers: &[u8]) -> Option<u32> {
-        let (network, ipv6) = headers::network_header(headers)?;
-        let (at, length, addresses_kind, ports_kind) = if ipv6 {
-            (8, 32, hash::IPV6, hash::TCP_IPV6)
+        let flow = Flow::of(headers)?;
+        let (addresses_kind, ports_kind) = if flow.ipv6 {
+            (hash::IPV6, hash::TCP_IPV6)
         } else {
-            (12, 8, hash::IPV4, hash::TCP_IPV4)
+            (hash::IPV4, hash::TCP_IPV4)
         };
-        let at = network.checked_add(at)?;
-        let mut input = [0; 36];
-        let (addresses, ports) = input.split_at_mut(length);
-        addresses.copy_from_slice(headers.get(at..at.checked_add(length)?)?);
-        let with_ports = match headers::whole_transport(headers) {
-            Some((PROTOCOL_TCP, transport)) if self.kinds & ports_kind != 0 => {
-                let place = ports.first_chunk_mut::<4>()?;
-                *place = *headers.get(transport..)?.first_chunk()?;
-                true
-            }
-            _ => false,
-        };
-        if with_ports {
-            Some(toeplitz(&self.key, input.get(..length.checked_add(4)?)?))
-        } else if self.kinds & addresses_kind != 0 {
-            Some(toeplitz(&self.key, input.get(..length)?))
-        } else {
-            None
+        let ports = flow.ports.filter(|_| self.kinds & ports_kind != 0);
+        if ports.is_none() && self.kinds & addresses_kind == 0 {
+            return None;
         }
+        Some(Flow { ports, ..flow }.hash(&self.key))
     }
-}
-
-/// Microsoft's hash: for each bit of the input that is set, the 32 bits of the key that begin there.
-fn toeplitz(key: &[u8], input: &[u8]) -> u32 {
-    let mut bytes = key.iter().copied().chain(std::iter::repeat(0));
-    let mut window = 0_u32;
-    for byte in bytes.by_ref().take(4) {
-        window = window << 8 | u32::from(byte);
-    }
-    let mut sum = 0;
-    for (byte, next) in input.iter().zip(bytes) {
-        for bit in (0..8).rev() {
-            if byte >> bit & 1 != 0 {
-                sum ^= window;
-            }
-            window = window << 1 | u32::from(next >> bit & 1);
-        }
-    }
-    sum
 }
 
 #[cfg(test)]

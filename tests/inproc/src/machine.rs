@@ -63,19 +63,29 @@ impl Machine {
         mtu: u32,
         net: impl Backend + 'static,
     ) -> (DeviceId, Cable, QueueCounters) {
+        let (id, cable, counters) = self.add_network_with_queues(number, mtu, [net]);
+        let [counters] = counters;
+        (id, cable, counters)
+    }
+
+    /// The same with a queue for each of `nets`.
+    pub fn add_network_with_queues<const QUEUES: usize>(
+        &self,
+        number: u8,
+        mtu: u32,
+        nets: [impl Backend + 'static; QUEUES],
+    ) -> (DeviceId, Cable, [QueueCounters; QUEUES]) {
         let config = Config {
             instance: Guid::new(0x3333_4444, 3, 4, 5, number.into()),
             mac: [2, 0, 0, 0, 0, number],
             mtu,
-            queues: 1,
+            queues: QUEUES as u16,
         };
         let cable = Cable::new().expect("an eventfd");
-        let counters = QueueCounters::default();
-        let adapter = Network::new(
-            config,
-            vec![(Box::new(net), counters.clone())],
-            cable.clone(),
-        );
+        let counters = [(); QUEUES].map(|()| QueueCounters::default());
+        let queues = nets.into_iter().zip(counters.clone());
+        let queues = queues.map(|(net, counters)| (Box::new(net) as Box<dyn Backend>, counters));
+        let adapter = Network::new(config, queues.collect(), cable.clone());
         let adapter = adapter.expect("an epoll");
         let id = self.host.offer(Box::new(adapter)).expect("a relid");
         (id, cable, counters)

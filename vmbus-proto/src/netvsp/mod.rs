@@ -481,13 +481,25 @@ impl SendTable {
 
     /// Reads a message of the host; `None` where it is none, or has not the entries it must have.
     pub fn parse(payload: &[u8]) -> Option<Self> {
+        Self::at(payload, None)
+    }
+
+    /// The same of a host that speaks `version`. The table is looked for where a message of that
+    /// version ends, whatever a host before 6.1 says, if there is so much of it.
+    pub fn parse_as(version: Version, payload: &[u8]) -> Option<Self> {
+        let end = version.message_size();
+        let whole = payload.len() >= end.saturating_add(size_of::<[U32; SEND_TABLE_ENTRIES]>());
+        Self::at(payload, (version < Version::V6_1 && whole).then_some(end))
+    }
+
+    fn at(payload: &[u8], place: Option<usize>) -> Option<Self> {
         let ([kind, count, offset], _) = <[U32; 3]>::read_from_prefix(payload).ok()?;
         if kind.get() != message_type::SEND_INDIRECTION_TABLE
             || count.get() as usize != SEND_TABLE_ENTRIES
         {
             return None;
         }
-        let table = payload.get(offset.get() as usize..)?;
+        let table = payload.get(place.unwrap_or(offset.get() as usize)..)?;
         let (entries, _) = <[U32; SEND_TABLE_ENTRIES]>::read_from_prefix(table).ok()?;
         Some(Self {
             channels: entries.map(U32::get),

@@ -144,6 +144,19 @@ fn send_tables() {
     }
     bytes[4] = 17;
     assert_eq!(SendTable::parse(&bytes), None);
+
+    // Hyper-V's own before 6.1: the offset is wrong, the table is where it should be.
+    let mut bytes = [0; SEND_TABLE_SIZE];
+    let length = table.encode(Version::V5, &mut bytes).len();
+    bytes[8] = 24;
+    let bytes = &bytes[..length];
+    assert_ne!(SendTable::parse(bytes), Some(table));
+    assert_eq!(SendTable::parse_as(Version::V5, bytes), Some(table));
+    assert_eq!(
+        SendTable::parse_as(Version::V6_1, bytes),
+        SendTable::parse(bytes)
+    );
+    assert_eq!(SendTable::parse_as(Version::V5, &bytes[..length - 5]), None);
 }
 
 proptest! {
@@ -168,5 +181,6 @@ proptest! {
             let _ = Message::parse(from, &bytes);
         }
         let _ = SendTable::parse(&bytes);
+        let _ = SendTable::parse_as(Version::V5, &bytes);
     }
 }

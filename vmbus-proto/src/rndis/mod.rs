@@ -15,6 +15,7 @@ use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes as _, IntoBytes as _};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+pub mod flow;
 pub mod ndis;
 pub mod oid;
 pub mod packet;

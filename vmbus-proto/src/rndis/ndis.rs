@@ -4,7 +4,7 @@
 //! more finds zeros. Sources: Windows `ntddndis.h` as documented, Linux `hyperv_net.h`.
 
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes as _, FromZeros as _};
+use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The start of most structures.
@@ -305,6 +305,30 @@ pub struct ReceiveScaleCapabilities {
 }
 const _: () = assert!(size_of::<ReceiveScaleCapabilities>() == 18);
 
+impl ReceiveScaleCapabilities {
+    /// What a guest says of the structure when it asks for it.
+    pub fn question() -> Self {
+        let mut capabilities = Self::new_zeroed();
+        capabilities.header = ObjectHeader {
+            object_type: object_type::RSS_CAPABILITIES,
+            revision: 2,
+            size: (size_of::<Self>() as u16).into(),
+        };
+        capabilities
+    }
+
+    /// Reads what an adapter said; `None` where it is shorter than revision 1, which ends before the
+    /// entries of the table.
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        let (header, _) = ObjectHeader::read_from_prefix(value).ok()?;
+        let size = usize::from(header.size.get()).min(value.len());
+        if header.object_type != object_type::RSS_CAPABILITIES || size < 16 {
+            return None;
+        }
+        read_padded(value.get(..size)?)
+    }
+}
+
 /// [`ReceiveScaleCapabilities::flags`].
 pub const RSS_HASH_TCP_IPV4: u32 = 0x100;
 /// [`ReceiveScaleCapabilities::flags`].
@@ -386,7 +410,52 @@ pub struct ReceiveScale<'a> {
     pub key: &'a [u8],
 }
 
+/// Bytes of [`ReceiveScaleParameters`] as of revision 2: masks of processors come behind it, of which
+/// there are none.
+const SCALE_REVISION_2: usize = 40;
+
+/// Bytes of the longest [`ReceiveScale`].
+pub const RECEIVE_SCALE_SIZE: usize = SCALE_REVISION_2 + 4 * RSS_TABLE_ENTRIES + RSS_KEY_SIZE;
+
 impl<'a> ReceiveScale<'a> {
+    /// Writes it into `to`, as stock Linux lays it out: of revision 2, the table, the key. `None`
+    /// where table or key are too long.
+    pub fn encode<'t>(&self, to: &'t mut [u8; RECEIVE_SCALE_SIZE]) -> Option<&'t [u8]> {
+        if self.table.len() > RSS_TABLE_ENTRIES || self.key.len() > RSS_KEY_SIZE {
+            return None;
+        }
+        let table = self.table.as_bytes();
+        let key_offset = SCALE_REVISION_2.checked_add(table.len())?;
+        let parameters = ReceiveScaleParameters {
+            header: ObjectHeader {
+                object_type: object_type::RSS_PARAMETERS,
+                revision: 2,
+                size: (SCALE_REVISION_2 as u16).into(),
+            },
+            flags: self.flags.into(),
+            base_processor: 0.into(),
+            hash: self.hash.into(),
+            table_size: (table.len() as u16).into(),
+            reserved1: 0.into(),
+            table_offset: (SCALE_REVISION_2 as u32).into(),
+            key_size: (self.key.len() as u16).into(),
+            reserved2: 0.into(),
+            key_offset: (key_offset as u32).into(),
+        };
+        *to = [0; RECEIVE_SCALE_SIZE];
+        let parts = [
+            (0, parameters.as_bytes()),
+            (SCALE_REVISION_2, table),
+            (key_offset, self.key),
+        ];
+        for (at, part) in parts {
+            to.get_mut(at..)?
+                .get_mut(..part.len())?
+                .copy_from_slice(part);
+        }
+        to.get(..key_offset.checked_add(self.key.len())?)
+    }
+
     /// Reads what a guest wants; `None` where it cannot be.
     pub fn parse(value: &'a [u8]) -> Option<Self> {
         let (parameters, _) = ReceiveScaleParameters::read_from_prefix(value).ok()?;

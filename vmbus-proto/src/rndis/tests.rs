@@ -233,6 +233,30 @@ fn receive_scaling() {
         p.table_offset = u32::MAX.into();
     });
     assert!(ReceiveScale::parse(&stays).unwrap().table.is_empty());
+
+    let mut to = [0; RECEIVE_SCALE_SIZE];
+    assert_eq!(parsed.encode(&mut to), Some(&bytes[..]), "as Linux");
+    let table = &[U32::ZERO; RSS_TABLE_ENTRIES + 1];
+    assert_eq!(ReceiveScale { table, ..parsed }.encode(&mut to), None);
+    let key = &[0; RSS_KEY_SIZE + 1];
+    assert_eq!(ReceiveScale { key, ..parsed }.encode(&mut to), None);
+}
+
+#[test]
+fn what_of_receive_scaling_can_be() {
+    let mut capabilities = ReceiveScaleCapabilities::question();
+    capabilities.queues = 8.into();
+    capabilities.table_entries = 64.into();
+    let bytes = capabilities.as_bytes();
+    assert_eq!(bytes[..4], [0x88, 2, 18, 0]);
+    assert_eq!(ReceiveScaleCapabilities::parse(bytes), Some(capabilities));
+    // Revision 1 says nothing of the table.
+    let first = ReceiveScaleCapabilities::parse(&bytes[..16]).unwrap();
+    assert_eq!((first.queues.get(), first.table_entries.get()), (8, 0));
+    assert_eq!(ReceiveScaleCapabilities::parse(&bytes[..15]), None);
+    let mut other = bytes.to_vec();
+    other[0] = object_type::RSS_PARAMETERS;
+    assert_eq!(ReceiveScaleCapabilities::parse(&other), None);
 }
 
 /// Tables of no size, of odd sizes, too long, beyond the end.
@@ -337,6 +361,7 @@ proptest! {
         let _ = Offload::parse(&bytes);
         let _ = OffloadParameters::parse(&bytes);
         let _ = ReceiveScale::parse(&bytes);
+        let _ = ReceiveScaleCapabilities::parse(&bytes);
         let _ = ConfigParameter::parse(&bytes);
     }
 
