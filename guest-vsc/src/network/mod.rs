@@ -21,6 +21,13 @@
 //! fill the receive buffer, and then the host loses more; those beyond the places of
 //! [`NetworkMemory`] are lost when the driver has to ask the host something, or waits for room.
 //!
+//! An adapter may have a queue for each processor ([`Network::open_with_queues`]): a channel with its
+//! interrupt, and its own frames that wait. All frames of a flow, sent or received, go over one of
+//! them, so that they stay in order; which flow takes which is as good as chance.
+//! [`try_receive`](Network::try_receive) takes from all of them. A kernel whose processors are each to
+//! take their own uses [`try_receive_from`](Network::try_receive_from) and
+//! [`handle_queue_interrupt`](Network::handle_queue_interrupt).
+//!
 //! ```no_run
 //! use core::time::Duration;
 //! use guest_vsc::network::{self, Network, NetworkMemory, NetworkOptions};

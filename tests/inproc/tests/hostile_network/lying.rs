@@ -1,14 +1,20 @@
 //! The adapter that lies: an honest one, and what a story makes of its replies.
 
+use std::io;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
 use host_vsp::vmbus::channel::{Channel, ChannelError};
 use host_vsp::vsp::{StateError, Vsp, plain_offer};
 use vm_memory::Bytes as _;
 use vmbus_proto::guid::Guid;
 use vmbus_proto::netvsp::{
-    self, Message, RECEIVE_BUFFER_ID, Sections, SendRndisPacket, Sender, rndis_channel, status,
+    self, Message, RECEIVE_BUFFER_ID, SEND_TABLE_SIZE, Sections, SendRndisPacket, SendTable,
+    Sender, Version, rndis_channel, status,
 };
 use vmbus_proto::packet::{Outgoing, PacketKind, TransferPageRange, TransferPagesHeader};
 use vmbus_proto::ring::SendError;
+use vmbus_proto::rndis::ndis::ReceiveScaleCapabilities;
 use vmbus_proto::rndis::packet::{PacketInfo as Info, Prefix};
 use vmbus_proto::rndis::{self, Adapter, Completion, Request, oid, status as rndis_status};
 use zerocopy::{FromZeros as _, IntoBytes as _};
@@ -18,6 +24,8 @@ pub(crate) const SECTION: u32 = 2048;
 /// How many there are.
 pub(crate) const SECTIONS: u32 = (2 << 20) / SECTION;
 pub(crate) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// Queues that it has.
+pub(crate) const QUEUES: u32 = 4;
 
 /// A packet to send.
 #[derive(Clone, Debug)]
@@ -31,9 +39,13 @@ pub(crate) enum Sent {
 /// What an honest adapter would do about a packet of the guest's.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reply {
+    /// Which channel it goes to, 0 for the first.
+    pub(crate) channel: u16,
     /// What to write into the receive buffer, and where.
     pub(crate) writes: Vec<(u32, Vec<u8>)>,
     pub(crate) packets: Vec<Sent>,
+    /// How many sub-channels to offer from now on.
+    pub(crate) offers: Option<u16>,
 }
 
 impl Reply {
@@ -59,6 +71,16 @@ impl Reply {
         );
     }
 
+    /// The table that says on which channel to send.
+    pub(crate) fn send_table(&mut self, channels: impl Fn(u32) -> u32) {
+        let table = SendTable {
+            channels: std::array::from_fn(|entry| channels(entry as u32)),
+        };
+        let mut bytes = [0; SEND_TABLE_SIZE];
+        let bytes = table.encode(Version::V6_1, &mut bytes).to_vec();
+        self.packets.push(Sent::InBand(0, bytes));
+    }
+
     fn complete(&mut self, id: u64, message: Message) {
         let bytes = message.encode(None).to_vec();
         self.packets.push(Sent::Completion(id, bytes));
@@ -68,24 +90,43 @@ impl Reply {
 /// What becomes of a reply to a message of the guest's.
 type Lie = Box<dyn FnMut(&Message, &mut Reply) + Send>;
 
-/// An adapter that answers each frame by a frame, and makes a lie of it.
+/// What the adapter's channels share.
+struct Shared {
+    lie: Mutex<Lie>,
+    receive: Mutex<Option<u32>>,
+    /// The next section.
+    next: AtomicU32,
+    granted: AtomicU16,
+}
+
+/// A channel of an adapter that answers each frame by a frame, and makes a lie of it.
 pub(crate) struct Lying {
-    lie: Lie,
-    receive: Option<u32>,
-    next: u32,
+    shared: Arc<Shared>,
+    channel: u16,
 }
 
 impl Lying {
     pub(crate) fn new(lie: impl FnMut(&Message, &mut Reply) + Send + 'static) -> Box<Self> {
         Box::new(Self {
-            lie: Box::new(lie),
-            receive: None,
-            next: 1,
+            shared: Arc::new(Shared {
+                lie: Mutex::new(Box::new(lie)),
+                receive: Mutex::new(None),
+                next: AtomicU32::new(1),
+                granted: AtomicU16::new(0),
+            }),
+            channel: 0,
         })
     }
 
+    fn section(&self) -> u32 {
+        self.shared.next.fetch_add(1, Ordering::Relaxed)
+    }
+
     fn truth(&mut self, id: u64, message: Message, control: &[u8]) -> Reply {
-        let mut reply = Reply::default();
+        let mut reply = Reply {
+            channel: self.channel,
+            ..Reply::default()
+        };
         let done = Message::SendRndisPacketComplete(status::SUCCESS);
         match message {
             Message::Init(..) => reply.complete(id, Message::InitComplete(status::SUCCESS)),
@@ -102,10 +143,15 @@ impl Lying {
             Message::SendSendBuffer(_) => {
                 reply.complete(id, Message::SendSendBufferComplete(status::SUCCESS, 6144));
             }
+            Message::SubChannel(_, count) => {
+                let granted = count.min(QUEUES - 1);
+                reply.offers = Some(granted as u16);
+                reply.complete(id, Message::SubChannelComplete(status::SUCCESS, granted));
+                reply.send_table(|entry| entry % (granted + 1));
+            }
             Message::SendRndisPacket(packet) if packet.channel.get() == rndis_channel::DATA => {
                 reply.complete(id, done);
-                self.next += 1;
-                reply.frame(self.next, &[7; 100], &Info::default());
+                reply.frame(self.section(), &[7; 100], &Info::default());
             }
             Message::SendRndisPacket(_) => {
                 reply.complete(id, done);
@@ -113,8 +159,7 @@ impl Lying {
                 let request = Request::parse(kind, body).expect("guests send good messages");
                 let mut bytes = [0; 1024];
                 if let Some(answer) = request.and_then(|request| answer(&request, &mut bytes)) {
-                    self.next += 1;
-                    reply.rndis(rndis_channel::CONTROL, self.next, answer);
+                    reply.rndis(rndis_channel::CONTROL, self.section(), answer);
                 }
             }
             _ => {}
@@ -139,10 +184,14 @@ fn answer<'b>(request: &Request<'_>, to: &'b mut [u8]) -> Option<&'b [u8]> {
         }
         Request::Query { id, oid, .. } => {
             let mtu = 1500u32.to_le_bytes();
+            let mut scaling = ReceiveScaleCapabilities::question();
+            scaling.queues = QUEUES.into();
+            scaling.table_entries = 128.into();
             let (status, value) = match oid {
                 oid::ETHERNET_PERMANENT_ADDRESS => (done, &MAC[..]),
                 oid::GEN_MAXIMUM_FRAME_SIZE => (done, &mtu[..]),
                 oid::GEN_MEDIA_CONNECT_STATUS => (done, &[0; 4][..]),
+                oid::GEN_RECEIVE_SCALE_CAPABILITIES => (done, scaling.as_bytes()),
                 _ => (rndis_status::NOT_SUPPORTED, &[][..]),
             };
             Completion::Query { id, status, value }.encode(to)
@@ -158,15 +207,35 @@ impl Vsp for Lying {
     }
 
     fn opened(&mut self) {
-        self.receive = None;
+        if self.channel == 0 {
+            *self.shared.receive.lock().unwrap() = None;
+            self.shared.granted.store(0, Ordering::Relaxed);
+        }
     }
 
     fn service(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
         while let Some((message, mut reply)) = self.next(channel)? {
-            (self.lie)(&message, &mut reply);
+            self.shared.lie.lock().unwrap()(&message, &mut reply);
+            if let Some(granted) = reply.offers {
+                self.shared.granted.store(granted, Ordering::Relaxed);
+            }
             self.say(channel, &reply);
         }
         Ok(())
+    }
+
+    fn sub_channels(&self) -> u16 {
+        match self.channel {
+            0 => self.shared.granted.load(Ordering::Relaxed),
+            _ => 0,
+        }
+    }
+
+    fn sub_channel(&mut self, index: u16) -> io::Result<Box<dyn Vsp>> {
+        Ok(Box::new(Self {
+            shared: Arc::clone(&self.shared),
+            channel: index,
+        }))
     }
 
     fn quiesce(&mut self) {}
@@ -209,7 +278,7 @@ impl Lying {
                 }
             }
             if let Message::SendReceiveBuffer(buffer) = message {
-                self.receive = Some(buffer.gpadl.get());
+                *self.shared.receive.lock().unwrap() = Some(buffer.gpadl.get());
             }
             let reply = self.truth(id, message, &control);
             return Ok(Some((message, reply)));
@@ -218,7 +287,8 @@ impl Lying {
 
     /// Writes what belongs to a reply into the receive buffer.
     pub(crate) fn write(&self, channel: &mut Channel, reply: &Reply) {
-        let lent = self.receive.and_then(|gpadl| channel.lent(gpadl));
+        let receive = *self.shared.receive.lock().unwrap();
+        let lent = receive.and_then(|gpadl| channel.lent(gpadl));
         if let Some(locked) = lent.as_ref().and_then(|lent| lent.lock()) {
             for (offset, bytes) in &reply.writes {
                 let mut slices = Vec::new();

@@ -2,6 +2,7 @@
 //! buffers.
 
 mod lying;
+mod queues;
 mod storm;
 mod strict;
 
@@ -23,14 +24,14 @@ use vmbus_proto::netvsp::{Message, RECEIVE_BUFFER_ID, Sections, Version, rndis_c
 use vmbus_proto::rndis::packet::PacketInfo as Info;
 use vmbus_proto::rndis::{self, Completion, Indication, oid, status as rndis_status};
 
-use lying::{Lying, MAC, Reply, SECTION, SECTIONS, Sent};
+use lying::{Lying, MAC, QUEUES, Reply, SECTION, SECTIONS, Sent};
 
 /// Long enough for an honest answer on a busy machine.
 const LONG: Duration = Duration::from_secs(10);
 /// Long enough where there may be no answer.
 const SHORT: Duration = Duration::from_millis(100);
 
-type Memory = NetworkMemory<FakeHal, Vec<u8>, 16, 64>;
+type Memory = NetworkMemory<FakeHal, Vec<u8>, 16, 64, { QUEUES as usize }>;
 type Opened<'b> = Network<'b, FakeHal, Vec<u8>>;
 
 /// Tries to open a lying adapter; lets `tell` use it where that works. Returns why it did not.
@@ -39,11 +40,25 @@ fn story(
     lie: impl FnMut(&Message, &mut Reply) + Send + 'static,
     tell: impl FnOnce(&Opened<'_>),
 ) -> Result<(), Error> {
-    let machine = Machine::new(1);
+    story_with_queues(1, timeout, lie, tell)
+}
+
+/// The same of a guest with so many processors, which wants as many queues.
+fn story_with_queues(
+    queues: u32,
+    timeout: Duration,
+    lie: impl FnMut(&Message, &mut Reply) + Send + 'static,
+    tell: impl FnOnce(&Opened<'_>),
+) -> Result<(), Error> {
+    let machine = Machine::new(queues);
     machine.host.offer(Lying::new(lie)).unwrap();
     let _cpu = machine.hypervisor.enter(0);
-    let memory = BusMemory::<FakeHal, 1, 4>::new();
+    let memory = BusMemory::<FakeHal, { QUEUES as usize }, 8>::new();
     let bus = VmBus::new(&memory, VECTOR).unwrap();
+    for vp in 1..queues {
+        let _cpu = machine.hypervisor.enter(vp);
+        bus.start_cpu().unwrap();
+    }
     bus.connect(&Options::default()).unwrap();
     let places = Memory::new();
     let offer = bus.find(network::CLASS).unwrap();
@@ -51,7 +66,9 @@ fn story(
     let before = pages();
     bus.set_timeout(timeout);
     let options = NetworkOptions::default();
-    let result = Network::open(&bus, &offer, &places, &options).map(|network| {
+    let queues_wanted = queues as usize;
+    let opened = Network::open_with_queues(&bus, &offer, &places, &options, queues_wanted);
+    let result = opened.map(|network| {
         bus.set_timeout(LONG);
         tell(&network);
     });
@@ -63,6 +80,10 @@ fn story(
         assert!(Instant::now() < end, "pages were lost: {result:?}");
         bus.poll();
         std::thread::yield_now();
+    }
+    for vp in 1..queues {
+        let _cpu = machine.hypervisor.enter(vp);
+        bus.stop_cpu();
     }
     drop(bus);
     if !late {
@@ -471,7 +492,7 @@ fn headers_that_change_while_they_are_read() {
     let memory = BusMemory::<FakeHal, 1, 4>::new();
     let bus = VmBus::new(&memory, VECTOR).unwrap();
     bus.connect(&Options::default()).unwrap();
-    let places = Memory::new();
+    let places = NetworkMemory::<FakeHal, Vec<u8>, 16, 64>::new();
     let offer = bus.find(network::CLASS).unwrap();
     let network = Network::open(&bus, &offer, &places, &NetworkOptions::default()).unwrap();
     // The rings, the receive buffer, the send buffer.
