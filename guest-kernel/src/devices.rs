@@ -2,6 +2,7 @@
 
 use crate::clock::Deadline;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 use smoltcp::iface::{Config, Interface, SocketSet};
@@ -51,6 +52,11 @@ pub(crate) trait Nic {
 
     /// Its address.
     fn mac(&self) -> [u8; 6];
+
+    /// Frames received and sent in each of its queues, where its driver counts them.
+    fn queues(&self) -> Vec<(u64, u64)> {
+        Vec::new()
+    }
 
     /// The stack's interface over it.
     fn interface(&mut self, config: Config, now: Instant) -> Interface;

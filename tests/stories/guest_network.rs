@@ -8,12 +8,14 @@ use bed::l1::Process;
 use bed::wire::Stream;
 use e2e::{Entry, Story};
 
+use crate::ctl::Ctl;
 use crate::guest::{Guest, Vm};
-use crate::net::{TAP, Tap, install_passt, listening, on_host, open_end};
+use crate::net::{GUEST, TAP, Tap, install_passt, listening, on_host, open_end};
 
 pub(crate) const STORIES: &[Entry] = &[
     Entry::new("guest_kernel_on_the_users_net", user),
     Entry::new("guest_kernel_on_a_tap", tap),
+    Entry::new("guest_kernel_on_a_tap_of_four_queues", queues),
 ];
 
 /// Bytes that go each way.
@@ -96,6 +98,63 @@ fn tap(story: &mut Story) -> anyhow::Result<()> {
         before == after,
         "wrong checksums: {before} before, {after} after"
     );
+    Ok(())
+}
+
+/// Many connections at a time over a queue for each of four processors: what was sent comes back, and
+/// every queue has its part of it, both ways, counted in the guest and on the host.
+fn queues(story: &mut Story) -> anyhow::Result<()> {
+    const QUEUES: usize = 4;
+    const FLOWS: u64 = 16;
+    let story = &*story;
+    let bytes = BYTES / 8 / FLOWS;
+    let _tap = Tap::with_queues(story)?;
+    let ctl = Ctl::new(story);
+    // Of each connection a process, which copies what it gets.
+    let server = story.l1().command("nc").args(["-ll", "-p", "7003"]);
+    let _server = server.args(["-e", "cat"]).spawn()?;
+    listening(story, 7003)?;
+    let mut guest = Guest::new(story, "network,tcp-flows,tcp-echo")
+        .option("seed", rand::random::<u64>())
+        .option("net.queues", QUEUES)
+        .option("net.flows", FLOWS)
+        .option("net.bytes", bytes)
+        .option("net.seconds", TRANSFER.as_secs())
+        .cpus(QUEUES as u32)
+        .args(["--api-socket", ctl.socket()])
+        .args(["--net", &format!("tap={TAP},queues={QUEUES},id=lan")])
+        .start()?;
+    let back = format!("{FLOWS} connections, {bytes} bytes there and back on each: ");
+    guest.expect_line_on(Stream::Stderr, &back, TRANSFER)?;
+    let in_guest = (0..QUEUES).map(|queue| guest.says(&format!("queue {queue}: ")));
+    let in_guest: Vec<_> = in_guest.collect::<anyhow::Result<_>>()?;
+    guest.says("sends back what it gets")?;
+    let counters = ctl.json(&["counters"])?;
+    for (queue, line) in in_guest.iter().enumerate() {
+        let (_, counts) = line.split_once(": ").context(line.clone())?;
+        let counts = counts.split(|byte: char| !byte.is_ascii_digit());
+        let counts: Vec<u64> = counts.filter_map(|word| word.parse().ok()).collect();
+        let on_host = ["rx_frames", "tx_frames"].map(|name| {
+            let name = format!("lan.queue{queue}.{name}");
+            counters["devices"][name].as_u64().unwrap_or_default()
+        });
+        // Four connections each, and frames of a few KiB at most.
+        for (what, in_guest, on_host) in [
+            ("received", counts.first(), on_host[0]),
+            ("sent", counts.get(1), on_host[1]),
+        ] {
+            let enough = in_guest.is_some_and(|&count| count > 100) && on_host > 100;
+            ensure!(
+                enough,
+                "queue {queue} has {what} too little:\n{in_guest:?} {line}\n{counters}"
+            );
+        }
+    }
+    on_host(
+        story,
+        &format!("echo enough | nc -w 20 {GUEST} 7 | grep enough"),
+    )?;
+    guest.pass()?;
     Ok(())
 }
 

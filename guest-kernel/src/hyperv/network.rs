@@ -12,8 +12,16 @@ use guest_vsc::network::{self, Network, NetworkMemory, NetworkOptions, Phy};
 use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::time::Instant;
 
+/// Most queues of an adapter.
+const QUEUES: usize = 4;
+
+/// Places for frames on their way, and for those that wait in each queue: as many as by default.
+const SENDS: usize = 64;
+const FRAMES: usize = 256;
+
 /// The places for frames. One adapter is open at a time.
-static MEMORY: NetworkMemory<KernelHal> = NetworkMemory::new();
+static MEMORY: NetworkMemory<KernelHal, &'static mut [u8], SENDS, FRAMES, QUEUES> =
+    NetworkMemory::new();
 
 /// A synthetic network adapter.
 pub(crate) struct VmbusNic {
@@ -25,14 +33,16 @@ pub(crate) struct VmbusNic {
 }
 
 impl VmbusNic {
-    /// Opens the adapter that was offered as number `index`, counted from 0.
+    /// Opens the adapter that was offered as number `index`, counted from 0, with up to `queues`
+    /// queues.
     pub(crate) fn open(
         bus: &'static KernelBus,
         index: u64,
         options: &NetworkOptions,
+        queues: u64,
     ) -> Result<Self, String> {
         let offer = super::offer(bus, network::CLASS, index, "network")?;
-        let network = Network::open(bus, &offer, &MEMORY, options)
+        let network = Network::open_with_queues(bus, &offer, &MEMORY, options, queues as usize)
             .map_err(|error| format!("the adapter does not open: {error}"))?;
         let offloads = network.offloads();
         if offloads.tcp_ipv4 && offloads.tcp_ipv6 {
@@ -59,6 +69,11 @@ impl Nic for VmbusNic {
 
     fn mac(&self) -> [u8; 6] {
         self.network.mac_address()
+    }
+
+    fn queues(&self) -> Vec<(u64, u64)> {
+        let stats = (0..self.network.queues()).filter_map(|queue| self.network.queue_stats(queue));
+        stats.map(|stats| (stats.received, stats.sent)).collect()
     }
 
     fn interface(&mut self, config: Config, now: Instant) -> Interface {

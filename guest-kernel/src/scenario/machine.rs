@@ -104,7 +104,7 @@ impl<'a> Machine<'a> {
     }
 
     /// The network, with an address by DHCP; `net.index=` chooses the adapter, `net.mtu=` the length
-    /// of its frames.
+    /// of its frames, `net.queues=` the number of queues.
     pub(super) fn network(&mut self) -> Result<&mut Stack, String> {
         let stack = match self.network.take() {
             Some(stack) => stack,
@@ -126,7 +126,8 @@ impl<'a> Machine<'a> {
             ..NetworkOptions::default()
         };
         let index = self.options.number("net.index", 0)?;
-        let adapter = VmbusNic::open(self.connected_bus()?, index, &options)?;
+        let queues = self.options.number("net.queues", 1)?;
+        let adapter = VmbusNic::open(self.connected_bus()?, index, &options, queues)?;
         Ok(Box::new(adapter))
     }
 

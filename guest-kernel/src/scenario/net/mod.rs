@@ -1,5 +1,6 @@
 //! The network: an address by DHCP, an echo, and TCP both ways.
 
+mod flows;
 mod ping;
 mod stack;
 mod tcp;
@@ -17,7 +18,7 @@ use smoltcp::wire::Ipv4Address;
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "network",
-        about: "an address by DHCP, and echoes of the router (net.index=0, net.mtu=1500, net.seconds=60)",
+        about: "an address by DHCP, and echoes of the router (net.index=0, net.mtu=1500, net.queues=1, net.seconds=60)",
         run: address_and_echo,
     },
     Scenario {
@@ -29,6 +30,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         name: "tcp-push",
         about: "a pattern to a server, and its SHA-256 (net.server=ROUTER, net.push=7001, net.bytes=65536, seed=)",
         run: tcp::push,
+    },
+    Scenario {
+        name: "tcp-flows",
+        about: "many connections at a time to a server that sends back what it gets (net.server=ROUTER, net.echoes=7003, net.flows=16, net.bytes=65536, seed=)",
+        run: flows::flows,
     },
     Scenario {
         name: "tcp-echo",

@@ -23,11 +23,27 @@ const WINDOW: usize = 256 << 10;
 /// A connection is given up when nothing was heard of it for so long.
 const SILENCE: Duration = Duration::from_secs(30);
 
-fn socket() -> Socket<'static> {
-    let buffer = || SocketBuffer::new(vec![0; WINDOW]);
+fn socket(window: usize) -> Socket<'static> {
+    let buffer = || SocketBuffer::new(vec![0; window]);
     let mut socket = Socket::new(buffer(), buffer());
     socket.set_timeout(Some(SILENCE.into()));
     socket
+}
+
+/// Begins a connection to a server.
+pub(super) fn begin(
+    stack: &mut Stack,
+    window: usize,
+    server: Ipv4Address,
+    port: u16,
+) -> Result<SocketHandle, String> {
+    let handle = stack.add(socket(window));
+    let local = stack.port();
+    let (socket, interface) = stack.with_interface::<Socket<'_>>(handle);
+    socket
+        .connect(interface.context(), (server, port), local)
+        .map_err(|error| format!("no connection to {server}:{port}: {error}"))?;
+    Ok(handle)
 }
 
 /// Connects to a server.
@@ -37,12 +53,7 @@ fn connect(
     port: u16,
     deadline: Deadline,
 ) -> Result<SocketHandle, String> {
-    let handle = stack.add(socket());
-    let local = stack.port();
-    let (socket, interface) = stack.with_interface::<Socket<'_>>(handle);
-    socket
-        .connect(interface.context(), (server, port), local)
-        .map_err(|error| format!("no connection to {server}:{port}: {error}"))?;
+    let handle = begin(stack, WINDOW, server, port)?;
     stack.wait("a connection", deadline, |stack| {
         match stack.get::<Socket<'_>>(handle).state() {
             State::SynSent | State::SynReceived => Ok(None),
@@ -123,7 +134,7 @@ pub(super) fn echo(machine: &mut Machine<'_>) -> Outcome {
     let port = port(machine, "net.echo", 7)?;
     let deadline = deadline(machine)?;
     let stack = machine.network()?;
-    let mut listener = socket();
+    let mut listener = socket(WINDOW);
     listener
         .listen(port)
         .map_err(|error| format!("port {port} cannot be listened at: {error}"))?;
@@ -154,7 +165,7 @@ pub(super) fn echo(machine: &mut Machine<'_>) -> Outcome {
 }
 
 /// Takes all that has come; `each` gets it in pieces.
-fn take(socket: &mut Socket<'_>, mut each: impl FnMut(&[u8])) -> usize {
+pub(super) fn take(socket: &mut Socket<'_>, mut each: impl FnMut(&[u8])) -> usize {
     let mut bytes = 0;
     while socket.can_recv() {
         let taken = socket.recv(|data| {
@@ -178,7 +189,7 @@ fn ended(socket: &Socket<'_>) -> Outcome {
 }
 
 /// Waits until the connection is over on both sides.
-fn finish(stack: &mut Stack, handle: SocketHandle, deadline: Deadline) -> Outcome {
+pub(super) fn finish(stack: &mut Stack, handle: SocketHandle, deadline: Deadline) -> Outcome {
     stack.wait("the end of the connection", deadline, |stack| {
         let state = stack.get::<Socket<'_>>(handle).state();
         Ok(matches!(state, State::TimeWait | State::Closed).then_some(()))
