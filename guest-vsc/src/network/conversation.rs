@@ -1,8 +1,8 @@
 //! Questions to the host, and its answers: netvsp's own, and those of RNDIS.
 //!
-//! All of it is on the first channel. One question is asked at a time. Whoever takes packets out of the ring, on any processor, finds
-//! its answer and puts it into the [`Exchange`], where the one that waits looks for it. An answer that
-//! nobody waits for changes nothing.
+//! All of it is on the first channel. One question is asked at a time. Whoever takes packets out of
+//! the ring, on any processor, finds its answer and puts it into the [`Exchange`], where the one that
+//! waits looks for it. An answer that nobody waits for changes nothing.
 
 use core::sync::atomic::Ordering;
 

@@ -68,6 +68,7 @@ mod phy;
 mod places;
 mod queues;
 mod receive;
+mod scaling;
 mod transmit;
 
 #[cfg(feature = "async")]

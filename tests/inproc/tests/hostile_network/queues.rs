@@ -233,10 +233,18 @@ fn a_sub_channel_carries_frames_only() {
         assert_eq!(network.take_link_change(), None);
         let lies = u64::from(lies.load(Ordering::Relaxed));
         assert!(lies >= 90, "{lies} times on a sub-channel");
-        let bus = network.channel().bus().stats();
-        assert_eq!(network.stats().bad, 2 * lies);
-        assert_eq!(u64::from(bus.bad_completions), 3 * lies);
-        assert_eq!(u64::from(bus.bad_packets), 3 * lies);
+        let counted = || {
+            let bus = network.channel().bus().stats();
+            let bus = [bus.bad_completions, bus.bad_packets].map(u64::from);
+            (network.stats().bad, bus)
+        };
+        // The last ones may still be on their way.
+        let end = Instant::now() + LONG;
+        while counted() != (2 * lies, [3 * lies, 3 * lies]) {
+            assert!(Instant::now() < end, "{lies} times: {:?}", counted());
+            network.handle_interrupt();
+            std::thread::yield_now();
+        }
         // The table was not taken: all queues are used as before.
         for queue in 0..network.queues() {
             assert_eq!(network.queue_stats(queue).unwrap().sent, 32);
