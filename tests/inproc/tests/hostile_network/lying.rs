@@ -118,6 +118,21 @@ impl Lying {
         })
     }
 
+    /// Another channel of the same adapter.
+    pub(crate) fn sub_channel(&self, channel: u16) -> Box<Self> {
+        Box::new(Self {
+            shared: Arc::clone(&self.shared),
+            channel,
+        })
+    }
+
+    /// Offers the sub-channels that go with a reply.
+    pub(crate) fn offer_channels(&self, reply: &Reply) {
+        if let Some(granted) = reply.offers {
+            self.shared.granted.store(granted, Ordering::Relaxed);
+        }
+    }
+
     fn section(&self) -> u32 {
         self.shared.next.fetch_add(1, Ordering::Relaxed)
     }
@@ -216,9 +231,7 @@ impl Vsp for Lying {
     fn service(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
         while let Some((message, mut reply)) = self.next(channel)? {
             self.shared.lie.lock().unwrap()(&message, &mut reply);
-            if let Some(granted) = reply.offers {
-                self.shared.granted.store(granted, Ordering::Relaxed);
-            }
+            self.offer_channels(&reply);
             self.say(channel, &reply);
         }
         Ok(())
@@ -232,10 +245,7 @@ impl Vsp for Lying {
     }
 
     fn sub_channel(&mut self, index: u16) -> io::Result<Box<dyn Vsp>> {
-        Ok(Box::new(Self {
-            shared: Arc::clone(&self.shared),
-            channel: index,
-        }))
+        Ok(Self::sub_channel(self, index))
     }
 
     fn quiesce(&mut self) {}
