@@ -5,6 +5,7 @@
 #include <linux/bio.h>
 #include <linux/blk-mq.h>
 #include <linux/blkdev.h>
+#include <linux/cpumask.h>
 #include <linux/idr.h>
 #include <linux/io.h>
 #include <linux/module.h>
@@ -92,9 +93,14 @@ bool blk_helper_next_segment(struct bio **bio, struct bvec_iter *iter, u64 *addr
 	return true;
 }
 
+unsigned int blk_helper_online_cpus(void)
+{
+	return num_online_cpus();
+}
+
 u64 blk_helper_address(const void *pointer)
 {
-	return virt_to_phys(pointer);
+	return virt_to_phys((void *)pointer);
 }
 
 struct workqueue_struct *blk_helper_alloc_workqueue(const char *name)

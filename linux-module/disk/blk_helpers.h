@@ -29,6 +29,7 @@ struct request_queue *blk_helper_alloc_queue(struct blk_mq_tag_set *set,
 int blk_helper_index_alloc(unsigned int max);
 void blk_helper_index_free(unsigned int index);
 bool blk_helper_next_segment(struct bio **bio, struct bvec_iter *iter, u64 *address, u32 *length);
+unsigned int blk_helper_online_cpus(void);
 u64 blk_helper_address(const void *pointer);
 struct workqueue_struct *blk_helper_alloc_workqueue(const char *name);
 

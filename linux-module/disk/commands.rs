@@ -37,6 +37,16 @@ impl Commands {
         Ok(properties)
     }
 
+    /// Asks for sub-channels. Returns how many there will be: a controller that gives none can be used
+    /// without.
+    pub(crate) fn create_sub_channels(&self, count: u16) -> Result<usize> {
+        let answer = self.ask(&VstorPacket::create_sub_channels(count))?;
+        match answer.status.get() {
+            status::SUCCESS => Ok(count.into()),
+            _ => Ok(0),
+        }
+    }
+
     /// The newest version that the host speaks, too.
     fn agree(&self) -> Result<ProtocolVersion> {
         for version in ProtocolVersion::NEWEST_FIRST {

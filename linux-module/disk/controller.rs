@@ -11,10 +11,11 @@ use kernel::time::msecs_to_jiffies;
 use vmbus::{Channel, Options};
 use vmbus_proto::scsi::{Cdb, ReportLuns};
 
-use crate::blk::{CommandQueue, Disk, Limits, TagSet};
+use crate::blk::{online_cpus, CommandQueue, Disk, Limits, TagSet};
+use crate::channels::{Channels, MAX_CHANNELS};
 use crate::commands::Commands;
 use crate::operations::{Address, DiskOperations, Target, MAX_TRANSFER, PAGE};
-use crate::port::{Port, DEPTH};
+use crate::port::{ChannelEnd, Port, DEPTH};
 use crate::scan::Scan;
 use crate::unit::{self, Identity};
 
@@ -50,29 +51,50 @@ pub(crate) struct Controller {
     max_transfer: u32,
     scan: Arc<Scan>,
     device: ARef<device::Device>,
-    channel: Channel<Port>,
+    port: Arc<Port>,
+    channels: Arc<Channels>,
+    /// The first one.
+    channel: Channel<ChannelEnd>,
 }
 
 impl Controller {
     /// Opens the controller, and finds its disks.
     pub(crate) fn open(dev: &vmbus::Device<Bound>) -> Result<Arc<Self>> {
         let scan = Scan::new()?;
-        let port = Port::new(scan.clone())?;
-        let channel = Channel::open(dev, &RINGS, Ok::<_, Error>(port))?;
+        let queues = online_cpus().clamp(1, MAX_CHANNELS) as u16;
+        let port = Arc::new(Port::new(queues, scan.clone())?, GFP_KERNEL)?;
+        let end = ChannelEnd(port.clone());
+        let channel = Channel::open(dev, &RINGS, Ok::<_, Error>(end))?;
         let tags = Arc::pin_init(
-            TagSet::new(DEPTH, msecs_to_jiffies(LOOK_AFTER) as u32),
+            TagSet::new(queues, DEPTH, msecs_to_jiffies(LOOK_AFTER) as u32),
             GFP_KERNEL,
         )?;
         let target = Arc::new(
             Target {
-                channel: channel.clone(),
+                port: port.clone(),
+                channels: Arc::new(Channels::first(channel.clone()), GFP_KERNEL)?,
                 unit: None,
             },
             GFP_KERNEL,
         )?;
         let commands = CommandQueue::new(tags.clone(), &COMMANDS, target)?;
         let commands = Commands(commands);
-        let properties = commands.initialize(channel.handler())?;
+        let properties = commands.initialize(&port)?;
+        let channels = Channels::open_further(
+            channel.clone(),
+            queues,
+            &properties,
+            &commands,
+            &port,
+            &RINGS,
+        )?;
+        dev_info!(
+            dev.as_ref(),
+            "{} channels, {} queues\n",
+            channels.count(),
+            queues
+        );
+        let channels = Arc::new(channels, GFP_KERNEL)?;
         let max_transfer = properties
             .max_transfer_bytes
             .get()
@@ -86,6 +108,8 @@ impl Controller {
                 max_transfer,
                 scan,
                 device: device.into(),
+                port,
+                channels,
                 channel,
             }),
             GFP_KERNEL,
@@ -93,7 +117,7 @@ impl Controller {
         controller.scan();
         controller.scan.set(Some(controller.clone()));
         // What the host has said before that is seen now.
-        controller.channel.handler().request_scan();
+        controller.port.request_scan();
         Ok(controller)
     }
 
@@ -157,7 +181,8 @@ impl Controller {
         let Identity { address, options } = identity;
         let target = Arc::new(
             Target {
-                channel: self.channel.clone(),
+                port: self.port.clone(),
+                channels: self.channels.clone(),
                 unit: Some(address),
             },
             GFP_KERNEL,
@@ -199,7 +224,7 @@ impl Controller {
     /// yet is, unless the host is gone already.
     pub(crate) fn stop(&self) {
         self.scan.set(None);
-        let port = self.channel.handler();
+        let port = &self.port;
         let is_gone = self
             .channel
             .access()

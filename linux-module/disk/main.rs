@@ -11,6 +11,7 @@
 
 #[allow(dead_code)]
 mod blk;
+mod channels;
 mod commands;
 mod controller;
 mod operations;

@@ -6,11 +6,12 @@ use core::cell::Cell;
 
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
-use vmbus::{Channel, GpaDirect};
+use vmbus::GpaDirect;
 use vmbus_proto::scsi::{Cdb, UnmapDescriptor};
 use vmbus_proto::storvsp::{Srb, VstorPacket, DATA_IN, DATA_NONE, DATA_OUT};
 
 use crate::blk::{DeviceMemory, Expired, Operation, Operations, Queued, Request, TimedOut};
+use crate::channels::Channels;
 use crate::outcome::{outcome, Outcome};
 use crate::pages::Pages;
 use crate::port::Port;
@@ -29,7 +30,8 @@ const ATTEMPTS: u32 = 5;
 
 /// What a queue belongs to.
 pub(crate) struct Target {
-    pub(crate) channel: Channel<Port>,
+    pub(crate) port: Arc<Port>,
+    pub(crate) channels: Arc<Channels>,
     /// The unit; nothing for the queue of commands, each of which says it.
     pub(crate) unit: Option<Address>,
 }
@@ -91,8 +93,8 @@ impl Operations for DiskOperations {
     }
 
     fn expired(target: ArcBorrow<'_, Target>, request: &TimedOut<'_, Self>) -> Expired {
-        let port = target.channel.handler();
-        let channel = target.channel.access();
+        let port = &target.port;
+        let channel = target.channels.of(request.tag()).access();
         let is_gone = channel.is_none_or(|channel| channel.is_rescinded());
         if !is_gone && !request.is_command() {
             // The host has the use of the memory until it answers, however long that takes.
@@ -208,14 +210,15 @@ fn send(
         Ok(memory) => memory,
         Err(error) => return done(request, Err(error)),
     };
-    let port = target.channel.handler();
+    let port = &target.port;
+    let channel = target.channels.of(request.tag());
     let payload = prepared.packet.wire_bytes(port.packet_size());
     // In flight before it is sent: the answer may be faster than this function.
     let id = match port.in_flight.insert(request) {
         Ok(id) => id,
         Err(request) => return done(request, Err(EIO)),
     };
-    let sent = match (target.channel.access(), memory) {
+    let sent = match (channel.access(), memory) {
         (None, _) => Err(ENODEV),
         (Some(channel), None) => channel.send(payload, id.0, true),
         // SAFETY: The memory is the request's, for which nobody has a Rust reference: pages that the

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! This side's end of a controller's channel: what is in flight, and what the host says.
+//! This side's end of a controller's channels: what is in flight, and what the host says.
 
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, AtomicFlag, Full, Relaxed};
@@ -13,10 +13,10 @@ use crate::blk::{Id, InFlight, OrderedQueue};
 use crate::operations::{finish, DiskOperations};
 use crate::scan::Scan;
 
-/// Requests in flight at a time, of all units.
+/// Requests in flight at a time, of all units, in each hardware queue.
 pub(crate) const DEPTH: u16 = 128;
 
-/// The end of a channel.
+/// One end of all channels of a controller.
 pub(crate) struct Port {
     /// What the host works on.
     pub(crate) in_flight: InFlight<DiskOperations>,
@@ -31,10 +31,11 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    /// An end that asks for `scan` when the host says that the units have changed.
-    pub(crate) fn new(scan: Arc<Scan>) -> Result<Self> {
+    /// An end of `queues` hardware queues that asks for `scan` when the host says that the units have
+    /// changed.
+    pub(crate) fn new(queues: u16, scan: Arc<Scan>) -> Result<Self> {
         Ok(Self {
-            in_flight: InFlight::new(DEPTH)?,
+            in_flight: InFlight::new(queues, DEPTH)?,
             gone: AtomicFlag::new(false),
             packet_size: Atomic::new(ProtocolVersion::V5_1.packet_size() as u32),
             strays: Atomic::new(0),
@@ -109,7 +110,10 @@ impl Port {
     }
 }
 
-impl Handler for Port {
+/// The end of one channel. The host may answer over any.
+pub(crate) struct ChannelEnd(pub(crate) Arc<Port>);
+
+impl Handler for ChannelEnd {
     const CALLBACK: Callback = Callback::Batched;
 
     fn signalled(&self, channel: &Access<'_>) {
@@ -117,8 +121,8 @@ impl Handler for Port {
             return;
         };
         while let Some(packet) = packets.read() {
-            if !packet.is_ok_and(|packet| self.take(&packet)) {
-                self.strays.fetch_add(1, Relaxed);
+            if !packet.is_ok_and(|packet| self.0.take(&packet)) {
+                self.0.strays.fetch_add(1, Relaxed);
             }
         }
     }

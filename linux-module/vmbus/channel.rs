@@ -29,6 +29,7 @@ use crate::{
         Opened,
         Port, //
     },
+    sub_channels::SubChannels,
     Device, //
 };
 
@@ -69,16 +70,20 @@ pub struct Options {
     pub max_packet: u32,
 }
 
-/// A device's channel, open until the driver loses the device or the last clone is dropped.
+/// A device's channel, open until the driver loses the device or the last clone is dropped, of the
+/// device's other channels too.
 pub struct Channel<H: Handler> {
+    /// The device's first channel, with which all of them close.
     opened: Arc<Devres<Opened<H>>>,
     end: Arc<End<H>>,
 }
 
 /// This side's end of a channel: what the kernel's callback is given.
 #[pin_data]
-pub(crate) struct End<H> {
+pub(crate) struct End<H: Handler> {
     pub(crate) port: Port,
+    #[pin]
+    sub_channels: SubChannels<H>,
     #[pin]
     handler: H,
 }
@@ -105,6 +110,18 @@ impl<H: Handler> Channel<H> {
         let opened = Devres::new(dev.as_ref(), Opened::new(end.clone(), options))?;
         let opened = Arc::new(opened, GFP_KERNEL)?;
         Ok(Self { opened, end })
+    }
+
+    /// The sub-channel with that end, of this device.
+    pub(crate) fn sub_channel(&self, end: Arc<End<H>>) -> Self {
+        Self {
+            opened: self.opened.clone(),
+            end,
+        }
+    }
+
+    pub(crate) fn end(&self) -> &End<H> {
+        &self.end
     }
 
     /// The handler.
@@ -134,11 +151,16 @@ impl<H: Handler> Clone for Channel<H> {
 }
 
 impl<H: Handler> End<H> {
-    fn new(port: Port, handler: impl PinInit<H, Error>) -> impl PinInit<Self, Error> {
+    pub(crate) fn new(port: Port, handler: impl PinInit<H, Error>) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             port,
+            sub_channels <- SubChannels::new(),
             handler <- handler,
         })
+    }
+
+    pub(crate) fn sub_channels(&self) -> &SubChannels<H> {
+        &self.sub_channels
     }
 
     /// What the kernel's callback does. The channel does not close meanwhile: that waits for callbacks.
@@ -192,6 +214,11 @@ impl Access<'_> {
             self.port
                 .send_gpa_direct(memory.packet, payload, transaction_id)
         }
+    }
+
+    /// Has the kernel tell the channel's end of sub-channels that are offered from now on.
+    pub(crate) fn take_sub_channels<H: Handler>(&self) {
+        Opened::<H>::take_sub_channels(self.port);
     }
 
     /// Bytes for which the ring to the host has room. A packet takes [`PACKET_OVERHEAD`] more than its

@@ -36,7 +36,9 @@ use kernel::{
             Full,
             Release, //
         },
-        Arc, //
+        rcu,
+        Arc,
+        ArcBorrow, //
     },
     types::Opaque,
     ThisModule, //
@@ -226,7 +228,7 @@ impl<T: Driver> Adapter<T> {
 /// A device's channel, which may be open or not.
 ///
 /// # Invariants
-/// `channel` is valid until the device has lost its driver. All methods but `of` are for an open
+/// `channel` is valid until the device has lost its driver, a sub-channel where it was opened. All methods but `of` are for an open
 /// channel: nobody gets at them otherwise (see [`Access`](crate::Access)).
 pub(crate) struct Port {
     channel: NonNull<bindings::vmbus_channel>,
@@ -246,17 +248,21 @@ impl Port {
     pub(crate) fn of(dev: &Device<device::Bound>) -> Result<Self> {
         // SAFETY: A bound device is valid, and its channel was set before.
         let channel = unsafe { (*dev.as_raw()).channel };
-        Ok(Self {
-            channel: NonNull::new(channel).ok_or(ENODEV)?,
+        NonNull::new(channel).map(Self::new).ok_or(ENODEV)
+    }
+
+    fn new(channel: NonNull<bindings::vmbus_channel>) -> Self {
+        Self {
+            channel,
             claimed: Atomic::new(false),
-        })
+        }
     }
 
     fn raw(&self) -> *mut bindings::vmbus_channel {
         self.channel.as_ptr()
     }
 
-    /// The mark that somebody has opened the channel by this crate.
+    /// The mark that somebody has opened the channel by this crate: its [`End`].
     fn mark(&self) -> &Atomic<*mut c_void> {
         // SAFETY: The channel is valid, and its field for the driver's own use is used by nobody but this
         // crate, and only so.
@@ -408,21 +414,40 @@ pub(crate) struct Opened<H: Handler> {
 impl<H: Handler> Opened<H> {
     pub(crate) fn new(end: Arc<End<H>>, options: &Options) -> Result<Self> {
         let port = &end.port;
-        let mark: *mut c_void = port.raw().cast();
+        let mark = Arc::as_ptr(&end).cast_mut().cast();
         if port.mark().cmpxchg(null_mut(), mark, Full).is_err() {
             return Err(EBUSY);
         }
-        let channel = port.raw();
+        // SAFETY: The device has its driver, so the channel is valid, and this driver's. `Self` holds the
+        // end until it has closed the channel.
+        let opened = unsafe { Self::open(&end, options) };
+        if opened.is_err() {
+            // SAFETY: The channel was not opened, and is this driver's.
+            unsafe { leave(port) };
+        }
+        opened.map(|()| Self { end })
+    }
+
+    /// Opens the sub-channel of `end`, which the kernel takes the offer of meanwhile, so that it is there
+    /// and nobody else's. It closes with the first one, which holds `end` until then.
+    pub(crate) fn open_sub_channel(end: &Arc<End<H>>, options: &Options) -> Result {
+        // SAFETY: What was just said.
+        unsafe { Self::open(end, options) }
+    }
+
+    /// # Safety
+    /// The channel is valid and not open, and this driver's. `end` stays until it has closed.
+    unsafe fn open(end: &Arc<End<H>>, options: &Options) -> Result {
+        let channel = end.port.raw();
         let mode = match H::CALLBACK {
             Callback::Batched => bindings::vmbus_channel_hv_callback_mode_HV_CALL_BATCHED,
             Callback::Direct => bindings::vmbus_channel_hv_callback_mode_HV_CALL_DIRECT,
         };
-        // SAFETY: The channel is not open, and this driver's.
+        // SAFETY: The caller's promise.
         unsafe { set_up(channel, mode, options.max_packet) };
-        let context = Arc::as_ptr(&end).cast_mut().cast();
-        // SAFETY: The device has its driver, so the channel is valid. `context` is valid as long as
-        // the channel is open, because `Self` holds it until it has closed the channel.
-        let opened = to_result(unsafe {
+        let context = Arc::as_ptr(end).cast_mut().cast();
+        // SAFETY: The caller's promise: `context` is valid as long as the channel is open.
+        to_result(unsafe {
             bindings::vmbus_open(
                 channel,
                 options.to_host,
@@ -432,29 +457,57 @@ impl<H: Handler> Opened<H> {
                 Some(Self::callback),
                 context,
             )
-        });
-        if opened.is_err() {
-            // SAFETY: The channel was not opened, and is this driver's.
-            unsafe { leave(port) };
-        }
-        opened.map(|()| Self { end })
+        })
     }
 
     extern "C" fn callback(context: *mut c_void) {
-        // SAFETY: `new` has said why it is valid; the channel is open during a callback.
+        // SAFETY: `open` has said why it is valid; the channel is open during a callback.
         let end = unsafe { &*context.cast::<End<H>>() };
         end.signalled();
+    }
+
+    /// Has the kernel tell the end of `port`, the channel of a [`Self`], of the sub-channels that the host
+    /// offers, until it closes.
+    pub(crate) fn take_sub_channels(port: &Port) {
+        // SAFETY: The channel is valid. The function belongs to the type that its mark is of.
+        unsafe { bindings::vmbus_set_sc_create_callback(port.raw(), Some(Self::sub_channel)) };
+    }
+
+    /// The kernel takes the offer of a sub-channel, and waits with all else about it.
+    extern "C" fn sub_channel(channel: *mut bindings::vmbus_channel) {
+        let Some(channel) = NonNull::new(channel) else {
+            return;
+        };
+        let end: Arc<End<H>> = {
+            let _guard = rcu::read_lock();
+            // SAFETY: The kernel gives a valid sub-channel, which holds its first channel.
+            let Some(first) = NonNull::new(unsafe { (*channel.as_ptr()).primary_channel }) else {
+                return;
+            };
+            let mark = Port::new(first).mark().load(Acquire);
+            if mark.is_null() {
+                return;
+            }
+            // SAFETY: The mark of an open channel is a pointer to its end, which was made by `Arc::as_ptr`.
+            // Who takes the mark away waits for RCU readers before letting go of the end.
+            unsafe { ArcBorrow::from_raw(mark.cast::<End<H>>()) }.into()
+        };
+        end.sub_channels().offer(Port::new(channel));
     }
 }
 
 impl<H: Handler> Drop for Opened<H> {
     fn drop(&mut self) {
         let port = &self.end.port;
+        // No sub-channel is being opened from here on.
+        drop(self.end.sub_channels().stop());
         // SAFETY: The channel is open, and no `Access` is left (`Devres` waits for them); the function
-        // waits for a callback that is under way.
+        // waits for a callback that is under way. It closes the sub-channels, too.
         unsafe { bindings::vmbus_close(port.raw()) };
         // SAFETY: The channel is not open any more, and is this driver's still.
         unsafe { leave(port) };
+        // Who has found the mark just before has the end as well now.
+        rcu::synchronize_rcu();
     }
 }
 

@@ -5,7 +5,8 @@
 //! A driver implements [`Driver`], names the classes of devices that it is for in a table
 //! ([`vmbus_device_table!`]) and becomes a module by [`module_vmbus_driver!`]. When the host offers a
 //! device of such a class, [`Driver::probe`] gets it and opens its [`Channel`], over which it then
-//! sends and receives packets. What is in packets is for `vmbus_proto` to say.
+//! sends and receives packets. What is in packets is for `vmbus_proto` to say. A device that has more
+//! channels is asked for them in [`Channel::open_sub_channels`].
 //!
 //! When the host takes a device back (it *rescinds* the offer), somebody unbinds the driver, or its
 //! module is unloaded, the channel closes by itself: from then on [`Channel::access`] gives nothing,
@@ -20,6 +21,7 @@
 mod channel;
 mod driver;
 mod ffi;
+mod sub_channels;
 
 pub use channel::{
     Access,

@@ -177,7 +177,7 @@ fn a_channel_for_each_processor(story: &mut Story) -> anyhow::Result<()> {
 }
 
 /// The numbers that a command prints.
-fn numbers(linux: &mut Linux, command: &str) -> anyhow::Result<Vec<u64>> {
+pub(crate) fn numbers(linux: &mut Linux, command: &str) -> anyhow::Result<Vec<u64>> {
     let text = linux.sh(command)?;
     text.split_whitespace()
         .map(|number| number.parse().with_context(|| format!("numbers: {text:?}")))
@@ -185,7 +185,7 @@ fn numbers(linux: &mut Linux, command: &str) -> anyhow::Result<Vec<u64>> {
 }
 
 /// The host's counter `what` of each channel.
-fn by_channel(ctl: &Ctl<'_>, what: &str) -> anyhow::Result<BTreeMap<u32, u64>> {
+pub(crate) fn by_channel(ctl: &Ctl<'_>, what: &str) -> anyhow::Result<BTreeMap<u32, u64>> {
     let counters = ctl.json(&["counters"])?;
     let devices = counters["devices"].as_object().context("no devices")?;
     let counts = devices.iter().filter_map(|(name, count)| {

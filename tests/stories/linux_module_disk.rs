@@ -8,12 +8,16 @@ use bed::provision::kernel::Series;
 use e2e::{Entry, Story};
 
 use crate::ctl::Ctl;
+use crate::linux_channels::{by_channel, numbers};
 use crate::linux_disks::on_host;
 use crate::stock::{Linux, Stock};
 
 pub(crate) const STORIES: &[Entry] = &[Entry::new("vmbus_disk", vmbus_disk)];
 
 const SERIES: Series = Series::Linux7;
+
+/// Processors, and so channels of a controller.
+const CPUS: u32 = 2;
 
 /// `fio` with verify: a minute in an L1 that has a core of its own.
 const FIO: Duration = Duration::from_secs(600);
@@ -45,6 +49,7 @@ pub(crate) fn boot(story: &Story, root: &str, arguments: &[&str]) -> anyhow::Res
     Stock::new(story, SERIES)
         .debian(root)
         .our_modules()
+        .cpus(CPUS)
         .args(arguments.iter().copied())
         .boot()
 }
@@ -71,6 +76,7 @@ fn vmbus_disk(story: &mut Story) -> anyhow::Result<()> {
     let before = lent(&ctl)?;
     linux.sh("modprobe vmbus_disk && there /dev/vmd0")?;
 
+    every_channel_works(&mut linux, &ctl)?;
     carries(story, &mut linux)?;
     instead_of_storvsc(story, &mut linux)?;
     rounds(&mut linux, story.count(10, 200))?;
@@ -100,6 +106,28 @@ fn loads_by_itself(linux: &mut Linux) -> anyhow::Result<()> {
     ensure!(driver == "vmbus_disk", "{VMD0} is {driver}'s");
     let sectors = linux.sh("cat /sys/block/vmd0/size")?;
     ensure!(sectors == "262144", "{sectors} sectors");
+    Ok(())
+}
+
+/// Each processor has a channel of its own, as both ends count.
+fn every_channel_works(linux: &mut Linux, ctl: &Ctl<'_>) -> anyhow::Result<()> {
+    let channels = format!("/sys/bus/vmbus/devices/{VMD0}/channels");
+    let relids = numbers(linux, &format!("ls {channels}"))?;
+    ensure!(relids.len() == CPUS as usize, "channels {relids:?}");
+    let queues = linux.sh("ls /sys/block/vmd0/mq | wc -l")?;
+    ensure!(queues == CPUS.to_string(), "{queues} hardware queues");
+    let before = by_channel(ctl, "wakeups")?;
+    linux.sh("for cpu in 0 1; do taskset -c $cpu \
+         dd if=/dev/vmd0 of=/dev/null bs=4k count=128 iflag=direct 2>/dev/null; done")?;
+    let after = by_channel(ctl, "wakeups")?;
+    for relid in relids {
+        let relid = relid as u32;
+        let (before, after) = (before.get(&relid), after.get(&relid));
+        ensure!(
+            after.copied() >= before.map(|count| count + 32),
+            "channel {relid} woke up {before:?} times, then {after:?}"
+        );
+    }
     Ok(())
 }
 

@@ -5,9 +5,7 @@ use core::sync::atomic::Ordering;
 
 use vmbus_proto::PAGE_SIZE;
 use vmbus_proto::scsi::{Capacity, Cdb, MODE_DEVICE_WRITE_PROTECT, PAGE_ALL};
-use vmbus_proto::storvsp::{
-    Operation, PROPERTY_MULTI_CHANNEL, ProtocolVersion, VstorPacket, status,
-};
+use vmbus_proto::storvsp::{Operation, ProtocolVersion, VstorPacket, status};
 
 use super::{Controller, Data, MAX_PAGES, SECTOR_SIZE, Storage, StorageError};
 use crate::buffer::Buffer;
@@ -41,11 +39,9 @@ impl<H: Hal, B: Buffer> Controller<'_, H, B> {
         let pages = pages.clamp(1, MAX_PAGES.saturating_sub(1));
         self.max_transfer = pages.saturating_mul(PAGE_SIZE);
         self.expect_done(&VstorPacket::request(Operation::EndInitialization))?;
-        let most = match properties.flags.get() & PROPERTY_MULTI_CHANNEL {
-            0 => 0,
-            _ => properties.max_channel_count.get(),
-        };
-        let count = sub_channels.min(most).min(MAX_SUB_CHANNELS as u16);
+        let count = sub_channels
+            .min(properties.sub_channels())
+            .min(MAX_SUB_CHANNELS as u16);
         if count == 0 {
             return Ok(0);
         }

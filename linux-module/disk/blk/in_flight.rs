@@ -14,10 +14,11 @@ use kernel::prelude::*;
 use kernel::sync::atomic::{Acquire, Atomic, Full, Relaxed};
 
 use super::operations::Operations;
-use super::request::{Request, TimedOut};
+use super::request::{Request, Tag, TimedOut};
 
-/// Bits of an id that are the tag.
-const TAG_BITS: u32 = 16;
+/// Bits of an id that are the tag. Above is a generation, which comes around after so many requests
+/// with the same tag that no answer is left of the first one.
+const TAG_BITS: u32 = u32::BITS;
 
 /// The name of a request in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,14 +38,18 @@ struct Place {
 /// Places for all requests of a tag set.
 pub(crate) struct InFlight<T: Operations> {
     places: KVec<Place>,
+    /// Tags of a hardware queue.
+    depth: usize,
     _operations: PhantomData<fn() -> T>,
 }
 
 impl<T: Operations> InFlight<T> {
-    /// Places for requests with tags below `depth`.
-    pub(crate) fn new(depth: u16) -> Result<Self> {
-        let mut places = KVec::with_capacity(depth.into(), GFP_KERNEL)?;
-        for _ in 0..depth {
+    /// Places for the requests of `queues` hardware queues with `depth` tags each.
+    pub(crate) fn new(queues: u16, depth: u16) -> Result<Self> {
+        let depth = usize::from(depth);
+        let count = usize::from(queues) * depth;
+        let mut places = KVec::with_capacity(count, GFP_KERNEL)?;
+        for _ in 0..count {
             places.push(
                 Place {
                     state: Atomic::new(0),
@@ -55,8 +60,14 @@ impl<T: Operations> InFlight<T> {
         }
         Ok(Self {
             places,
+            depth,
             _operations: PhantomData,
         })
+    }
+
+    fn place(&self, tag: Tag) -> Option<&Place> {
+        let place = tag.queue() * self.depth + tag.number();
+        self.places.get(place).filter(|_| tag.number() < self.depth)
     }
 
     /// The request is in flight from now on. It comes back where its tag has no place.
@@ -66,7 +77,7 @@ impl<T: Operations> InFlight<T> {
     /// do not miss each other.
     pub(crate) fn insert(&self, request: Request<T>) -> Result<Id, Request<T>> {
         let tag = request.tag();
-        let Some(place) = self.places.get(tag) else {
+        let Some(place) = self.place(tag) else {
             return Err(request);
         };
         let before = place.state.load(Relaxed);
@@ -77,19 +88,23 @@ impl<T: Operations> InFlight<T> {
         place.request.store(request.into_raw() as usize, Relaxed);
         // Nobody else writes while the tag is not in flight: only one request has it.
         place.state.xchg(state, Full);
-        Ok(Id((state >> 1) << TAG_BITS | tag as u64))
+        Ok(Id((state >> 1) << TAG_BITS | u64::from(tag.0)))
     }
 
     /// The request of this id, which is not in flight any more. `None` where it is not in flight.
     pub(crate) fn take(&self, id: Id) -> Option<Request<T>> {
-        let tag = id.0 & ((1 << TAG_BITS) - 1);
-        let place = self.places.get(tag as usize)?;
-        self.claim(place, (id.0 >> TAG_BITS) << 1 | IN_FLIGHT)
+        let place = self.place(Tag(id.0 as u32))?;
+        let state = place.state.load(Relaxed);
+        // The bits of the state that are in the id.
+        if (state >> 1) as u32 != (id.0 >> TAG_BITS) as u32 {
+            return None;
+        }
+        self.claim(place, state)
     }
 
     /// The request that has timed out, where it is in flight still.
     pub(crate) fn take_expired(&self, request: &TimedOut<'_, T>) -> Option<Request<T>> {
-        let place = self.places.get(request.tag())?;
+        let place = self.place(request.tag())?;
         let state = place.state.load(Acquire);
         if place.request.load(Relaxed) != request.as_raw() as usize {
             return None;

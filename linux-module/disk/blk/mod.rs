@@ -26,6 +26,6 @@ pub(crate) use disk::{CommandQueue, Disk, DiskOptions, Limits};
 pub(crate) use in_flight::{Id, InFlight};
 pub(crate) use memory::DeviceMemory;
 pub(crate) use operations::{Expired, Operations, Queued};
-pub(crate) use request::{Operation, Request, TimedOut};
-pub(crate) use tag_set::TagSet;
+pub(crate) use request::{Operation, Request, Tag, TimedOut};
+pub(crate) use tag_set::{online_cpus, TagSet};
 pub(crate) use workqueue::OrderedQueue;

@@ -69,6 +69,22 @@ fn operation(flags: bindings::blk_opf_t) -> Operation {
     }
 }
 
+/// The name of a request in its tag set: its hardware queue, and its number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tag(pub(super) u32);
+
+impl Tag {
+    /// Hardware queues are numbered from 0 on.
+    pub(crate) fn queue(self) -> usize {
+        (self.0 >> bindings::BLK_MQ_UNIQUE_TAG_BITS) as usize
+    }
+
+    /// The number in the queue.
+    pub(super) fn number(self) -> usize {
+        (self.0 & bindings::BLK_MQ_UNIQUE_TAG_MASK) as usize
+    }
+}
+
 /// Physically contiguous memory of a request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Segment {
@@ -150,9 +166,10 @@ impl<T: Operations> Request<T> {
         self.fields().__data_len
     }
 
-    /// Its number in the tag set, which no other request has until this one is completed.
-    pub(crate) fn tag(&self) -> usize {
-        usize::try_from(self.fields().tag).unwrap_or(usize::MAX)
+    /// Its name in the tag set, which no other request has until this one is completed.
+    pub(crate) fn tag(&self) -> Tag {
+        // SAFETY: The request is valid and has a hardware queue, as it was started.
+        Tag(unsafe { bindings::blk_mq_unique_tag(self.raw.as_ptr()) })
     }
 
     /// The memory of a read or write, in its order.
@@ -274,9 +291,9 @@ impl<T: Operations> TimedOut<'_, T> {
         self.raw.as_ptr()
     }
 
-    /// Its number in the tag set.
-    pub(super) fn tag(&self) -> usize {
-        // SAFETY: The request is valid, and its tag stays the same until it is used again.
-        usize::try_from(unsafe { (*self.raw.as_ptr()).tag }).unwrap_or(usize::MAX)
+    /// Its name in the tag set.
+    pub(crate) fn tag(&self) -> Tag {
+        // SAFETY: The request is valid, and its queue and tag stay the same until it is used again.
+        Tag(unsafe { bindings::blk_mq_unique_tag(self.raw.as_ptr()) })
     }
 }

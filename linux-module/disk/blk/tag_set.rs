@@ -4,6 +4,7 @@
 
 use core::marker::PhantomData;
 
+use disk_bindings as helpers;
 use kernel::bindings;
 use kernel::error::to_result;
 use kernel::prelude::*;
@@ -11,6 +12,12 @@ use kernel::types::Opaque;
 
 use super::operations::{Operations, Table};
 use super::request::Private;
+
+/// Processors that run.
+pub(crate) fn online_cpus() -> usize {
+    // SAFETY: It may be called anywhere.
+    unsafe { helpers::blk_helper_online_cpus() as usize }
+}
 
 /// Room for the requests of a device.
 ///
@@ -29,15 +36,16 @@ unsafe impl<T: Operations> Send for TagSet<T> {}
 unsafe impl<T: Operations> Sync for TagSet<T> {}
 
 impl<T: Operations> TagSet<T> {
-    /// Room for `depth` requests, one of which is for commands only. One that takes longer than
-    /// `timeout` jiffies is reported ([`Operations::expired`]).
-    pub(crate) fn new(depth: u16, timeout: u32) -> impl PinInit<Self, Error> {
+    /// Room for `depth` requests in each of as many hardware queues as `queues`, or as there can be
+    /// processors; one in each is for commands only. One that takes longer than `timeout` jiffies is
+    /// reported ([`Operations::expired`]).
+    pub(crate) fn new(queues: u16, depth: u16, timeout: u32) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             inner <- Opaque::try_ffi_init(|set: *mut bindings::blk_mq_tag_set| {
                 let value = bindings::blk_mq_tag_set {
                     ops: Table::<T>::operations(),
                     nr_maps: 1,
-                    nr_hw_queues: 1,
+                    nr_hw_queues: queues.into(),
                     queue_depth: depth.into(),
                     reserved_tags: 1,
                     cmd_size: size_of::<Private<T>>() as u32,

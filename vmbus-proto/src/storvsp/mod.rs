@@ -186,6 +186,16 @@ pub struct ChannelProperties {
 }
 const _: () = assert!(size_of::<ChannelProperties>() == 24);
 
+impl ChannelProperties {
+    /// Sub-channels that the guest may ask for by [`Operation::CreateSubChannels`].
+    pub fn sub_channels(&self) -> u16 {
+        match self.flags.get() & PROPERTY_MULTI_CHANNEL {
+            0 => 0,
+            _ => self.max_channel_count.get(),
+        }
+    }
+}
+
 /// Bit of [`ChannelProperties::flags`]: CREATE_SUB_CHANNELS may be asked.
 pub const PROPERTY_MULTI_CHANNEL: u32 = 1;
 
