@@ -157,12 +157,7 @@ impl Offload {
 
     /// Reads what an adapter said; `None` where it is shorter than revision 1.
     pub fn parse(value: &[u8]) -> Option<Self> {
-        let (header, _) = ObjectHeader::read_from_prefix(value).ok()?;
-        let size = usize::from(header.size.get()).min(value.len());
-        if header.object_type != object_type::OFFLOAD || size < 112 {
-            return None;
-        }
-        read_padded(value.get(..size)?)
+        read_object(value, object_type::OFFLOAD, 112)
     }
 }
 
@@ -252,13 +247,8 @@ impl OffloadParameters {
 
     /// Reads what a guest wants; `None` where it is shorter than revision 1.
     pub fn parse(value: &[u8]) -> Option<Self> {
-        let (header, _) = ObjectHeader::read_from_prefix(value).ok()?;
-        let size = usize::from(header.size.get()).min(value.len());
         // Revision 1 ends with the flags.
-        if header.object_type != object_type::DEFAULT || size < 20 {
-            return None;
-        }
-        read_padded(value.get(..size)?)
+        read_object(value, object_type::DEFAULT, 20)
     }
 }
 
@@ -320,12 +310,7 @@ impl ReceiveScaleCapabilities {
     /// Reads what an adapter said; `None` where it is shorter than revision 1, which ends before the
     /// entries of the table.
     pub fn parse(value: &[u8]) -> Option<Self> {
-        let (header, _) = ObjectHeader::read_from_prefix(value).ok()?;
-        let size = usize::from(header.size.get()).min(value.len());
-        if header.object_type != object_type::RSS_CAPABILITIES || size < 16 {
-            return None;
-        }
-        read_padded(value.get(..size)?)
+        read_object(value, object_type::RSS_CAPABILITIES, 16)
     }
 }
 
@@ -577,13 +562,20 @@ impl ConfigParameter {
     }
 }
 
-/// A structure of which `bytes` may have only the beginning; the rest is zero.
-fn read_padded<T: zerocopy::FromBytes + zerocopy::IntoBytes>(bytes: &[u8]) -> Option<T> {
-    let mut value = T::new_zeroed();
-    let length = bytes.len().min(size_of::<T>());
-    value
-        .as_mut_bytes()
-        .get_mut(..length)?
-        .copy_from_slice(bytes.get(..length)?);
-    Some(value)
+/// A structure of this type at the beginning of `value`, of which there are `least` bytes at least, by
+/// its header and in fact; what is missing behind them is zero.
+fn read_object<T>(value: &[u8], object_type: u8, least: usize) -> Option<T>
+where
+    T: zerocopy::FromBytes + zerocopy::IntoBytes,
+{
+    let (header, _) = ObjectHeader::read_from_prefix(value).ok()?;
+    let size = usize::from(header.size.get()).min(value.len());
+    if header.object_type != object_type || size < least {
+        return None;
+    }
+    let mut object = T::new_zeroed();
+    let length = size.min(size_of::<T>());
+    let to = object.as_mut_bytes().get_mut(..length)?;
+    to.copy_from_slice(value.get(..length)?);
+    Some(object)
 }
