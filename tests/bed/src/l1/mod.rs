@@ -9,6 +9,7 @@ mod command;
 mod connection;
 mod drive;
 mod process;
+mod snapshot;
 
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -7,6 +7,7 @@ use rustix::process::Signal;
 
 use super::command::Output;
 use super::connection::Connection;
+use super::snapshot::snapshot;
 use super::tail;
 use crate::error::{Error, Result};
 use crate::wire::{Request, Status, Stream};
@@ -118,7 +119,7 @@ impl Process {
                 }),
                 seen: self.seen(),
             }),
-            None => Err(self.connection.late(&what(), limit, self.seen())),
+            None => Err(self.late(&what(), limit)),
         }
     }
 
@@ -162,10 +163,7 @@ impl Process {
         let ended = self
             .connection
             .wait_process(self.id, limit, |record| record.finished())?;
-        ended.ok_or_else(|| {
-            self.connection
-                .late(&format!("the end of `{}`", self.shown), limit, self.seen())
-        })
+        ended.ok_or_else(|| self.late(&format!("the end of `{}`", self.shown), limit))
     }
 
     /// Waits for its end; all that it has printed comes with its status.
@@ -176,6 +174,19 @@ impl Process {
             stdout: record.stdout.bytes.clone(),
             stderr: record.stderr.bytes.clone(),
         }))
+    }
+
+    /// The error for something that it did not do in time.
+    fn late(&self, what: &str, limit: Duration) -> Error {
+        let seen = self.seen();
+        match self.connection.late(what, limit, seen) {
+            Error::Deadline { what, after, seen } => Error::Deadline {
+                what,
+                after,
+                seen: seen + &snapshot(&self.connection),
+            },
+            died => died,
+        }
     }
 
     /// The end of both streams, for messages.
