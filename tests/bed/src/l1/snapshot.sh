@@ -28,8 +28,11 @@ for pid in $(pidof host-vsp); do
 done
 echo '--- the last exits of guests within half a second ---'
 cd /sys/kernel/tracing || exit
-echo >trace
 echo 1 >events/kvm/enable
+echo >trace
 sleep 0.5
-echo 0 >events/kvm/enable
+# Disabling takes a while, event by event.
+echo 0 >tracing_on
 grep -v '^#' trace | tail -n 60
+echo 0 >events/kvm/enable
+echo 1 >tracing_on
