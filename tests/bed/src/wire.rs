@@ -20,7 +20,7 @@ const HEAD_MAX: usize = 64 * 1024;
 /// From the runner to the agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// Answer [`Report::Done`].
+    /// Answer [`Report::Done`], after a moment by L1's own timers.
     Ping {
         /// Id of this request.
         id: u32,

@@ -15,6 +15,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use bed::wire::{self, CHUNK, Report, Request, Status, Stream};
 use kvm_ioctls::Kvm;
@@ -105,7 +106,14 @@ struct Process {
 impl Agent {
     fn handle(&mut self, request: Request, data: Vec<u8>) {
         match request {
-            Request::Ping { id } => self.reports.done(id, Ok(0)),
+            Request::Ping { id } => {
+                let reports = self.reports.clone();
+                thread::spawn(move || {
+                    // An L1 whose timers stand still is as good as dead.
+                    thread::sleep(Duration::from_millis(1));
+                    reports.done(id, Ok(0));
+                });
+            }
             Request::Put { id, path, mode } => {
                 let path = PathBuf::from(path);
                 let file = create(&path, mode);
