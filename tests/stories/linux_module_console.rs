@@ -46,7 +46,7 @@ fn boot<'a>(story: &'a Story) -> anyhow::Result<(Linux, Ctl<'a>, String)> {
 }
 
 /// L1's end of the console.
-fn pty(linux: &mut Linux) -> anyhow::Result<String> {
+pub(crate) fn pty(linux: &mut Linux) -> anyhow::Result<String> {
     let line = linux.host_says("the console is at ")?;
     let path = line.rsplit(' ').next().context("the console's path")?;
     Ok(path.trim().to_owned())
