@@ -66,7 +66,7 @@ pub struct Options {
     /// Bytes of the ring to the guest.
     pub to_guest: u32,
     /// Bytes of the largest packet that the host may send, with its descriptor; of a larger one
-    /// only the beginning arrives.
+    /// only the beginning arrives, and what was sent after it may be lost.
     pub max_packet: u32,
 }
 

@@ -341,10 +341,12 @@ impl Port {
 
     pub(crate) fn claim(&self) -> Option<Claim<'_>> {
         let free = !self.claimed.xchg(true, Acquire);
-        free.then_some(Claim {
+        free.then(|| Claim {
             port: self,
             packet: None,
             begun: false,
+            // SAFETY: The channel is open, so it has rings, whose size does not change.
+            left: unsafe { (*self.raw()).inbound.ring_datasize },
         })
     }
 }
@@ -365,14 +367,19 @@ pub(crate) struct Claim<'a> {
     /// The packet that was read last, in the kernel's copy.
     packet: Option<NonNull<bindings::vmpacket_descriptor>>,
     begun: bool,
+    /// Bytes that may be read still. A host that writes as fast as they are read holds up nobody for
+    /// longer than a full ring does.
+    left: u32,
 }
+
+/// Bytes behind a packet that belong to it.
+const TRAILER: u32 = 8;
 
 impl Claim<'_> {
     /// The bytes of the next packet, in the kernel's copy, which stays as it is until the next call.
     pub(crate) fn next_packet(&mut self) -> Option<&[u8]> {
-        let next = match self.packet {
-            // SAFETY: The channel is open, nobody else reads, and this is the last packet.
-            Some(last) => unsafe { bindings::__hv_pkt_iter_next(self.port.raw(), last.as_ptr()) },
+        let next = match self.packet.take() {
+            Some(last) => self.pass(last),
             None if self.begun => return None,
             // SAFETY: The channel is open, and nobody else reads.
             None => unsafe { bindings::hv_pkt_iter_first(self.port.raw()) },
@@ -387,13 +394,48 @@ impl Claim<'_> {
             Some(slice::from_raw_parts(packet.as_ptr().cast(), length))
         }
     }
+
+    /// Goes past the packet that was read last; returns the next one.
+    ///
+    /// The kernel steps over a packet and its trailer even where the host has written less, and would take
+    /// what has been in the ring for ever for packets then, round and round. Such a packet is one that was
+    /// too large, or a lie: what the host has written is skipped, and with the next packet all is well.
+    fn pass(
+        &mut self,
+        last: NonNull<bindings::vmpacket_descriptor>,
+    ) -> *mut bindings::vmpacket_descriptor {
+        let inbound = self.inbound();
+        // SAFETY: The channel is open, so it has rings; nobody else reads, and this is the last packet. The
+        // host may change what it has written up to, which is read once.
+        unsafe {
+            let length = u32::from(last.as_ref().len8) * 8 + TRAILER;
+            let (size, at) = ((*inbound).ring_datasize, (*inbound).priv_read_index);
+            let end = (&raw const (*(*inbound).ring_buffer).write_index).read_volatile();
+            let written = if end >= at { end - at } else { size - at + end };
+            if length > written {
+                (*inbound).priv_read_index = if end < size { end } else { 0 };
+                return null_mut();
+            }
+            self.left = self.left.saturating_sub(length);
+            let next = bindings::__hv_pkt_iter_next(self.port.raw(), last.as_ptr());
+            if self.left > 0 {
+                next
+            } else {
+                null_mut()
+            }
+        }
+    }
+
+    fn inbound(&self) -> *mut bindings::hv_ring_buffer_info {
+        // SAFETY: The channel is valid.
+        unsafe { &raw mut (*self.port.raw()).inbound }
+    }
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         if let Some(last) = self.packet.take() {
-            // SAFETY: As in `next_packet`: it takes the last packet out, too.
-            unsafe { bindings::__hv_pkt_iter_next(self.port.raw(), last.as_ptr()) };
+            self.pass(last);
         }
         if self.begun {
             // SAFETY: The channel is open, and nobody else reads.

@@ -124,6 +124,11 @@ impl Story {
         self.program("host-vsp", programs::host_vsp()?)
     }
 
+    /// The path in L1 of a host whose devices lie, with a part of `host-vsp`'s command line.
+    pub fn lying_host_program(&self) -> anyhow::Result<String> {
+        self.program("lying-host", programs::lying_host()?)
+    }
+
     /// The path of the guest kernel in L1.
     pub fn guest_kernel(&self) -> anyhow::Result<String> {
         self.program("guest-kernel", programs::guest_kernel()?)

@@ -34,6 +34,7 @@ mod linux_disks;
 mod linux_module;
 mod linux_module_console;
 mod linux_module_disk;
+mod linux_module_lies;
 mod linux_network;
 mod linux_pairs;
 mod linux_services;
@@ -84,6 +85,7 @@ const TOPICS: &[Topic] = &[
     ("linux_network", linux_network::STORIES),
     ("linux_pairs", linux_pairs::STORIES),
     ("linux_module_console", linux_module_console::STORIES),
+    ("linux_module_lies", linux_module_lies::STORIES),
     ("linux_services", linux_services::STORIES),
     ("linux_backup", linux_backup::STORIES),
     ("formats", formats::STORIES),

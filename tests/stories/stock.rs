@@ -95,6 +95,7 @@ pub(crate) struct Stock<'a> {
     arguments: Vec<String>,
     debian: bool,
     our_modules: bool,
+    lied_to: bool,
 }
 
 impl<'a> Stock<'a> {
@@ -111,7 +112,14 @@ impl<'a> Stock<'a> {
             arguments: Vec::new(),
             debian: false,
             our_modules: false,
+            lied_to: false,
         }
+    }
+
+    /// Runs it on a host whose devices lie, the same lies for the same `seed`.
+    pub(crate) fn lied_to(mut self, seed: u64) -> Self {
+        self.lied_to = true;
+        self.args(["--seed".into(), seed.to_string()])
     }
 
     /// Gives it our own modules, which are for [`Series::Linux7`]: a Debian has them where `modprobe`
@@ -200,16 +208,22 @@ impl<'a> Stock<'a> {
         };
         let path = self.story.file("initramfs");
         self.story.l1().put_bytes(&initramfs, &path)?;
-        let process = self.story.host_vsp(
-            ["run", "--memory", self.memory, "--serial", "stdio"]
-                .map(str::to_owned)
-                .into_iter()
-                .chain(["--kernel".into(), self.story.kernel_of(self.series)?])
-                .chain(["--initrd".into(), path])
-                .chain(["--cmdline".into(), self.command_line])
-                .chain(["--cpus".into(), self.cpus.to_string()])
-                .chain(self.arguments),
-        )?;
+        let host = if self.lied_to {
+            self.story.lying_host_program()?
+        } else {
+            self.story.host_vsp_program()?
+        };
+        let process = self
+            .story
+            .l1()
+            .command(&host)
+            .args(["run", "--memory", self.memory, "--serial", "stdio"])
+            .args(["--kernel", &self.story.kernel_of(self.series)?])
+            .args(["--initrd", &path, "--cmdline", &self.command_line])
+            .args(["--cpus", &self.cpus.to_string()])
+            .args(self.arguments)
+            .dir(self.story.dir())
+            .spawn()?;
         let mut linux = Linux {
             process,
             read: 0,
