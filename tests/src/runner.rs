@@ -143,7 +143,10 @@ fn tell_once(pool: &Pool, entry: Entry) -> anyhow::Result<BTreeSet<Proof>> {
         .unwrap_or_else(|panic| Err(anyhow!("{}", panic_text(panic.as_ref()))));
     let Err(error) = told else {
         let (l1, proofs) = story.end()?;
-        pool.give_back(l1);
+        // What the story has seen holds, whatever has come of its L1.
+        if l1.check().is_ok() {
+            pool.give_back(l1);
+        }
         return Ok(proofs);
     };
     // After a failure the L1 is not used again, whatever state it is in.

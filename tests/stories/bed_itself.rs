@@ -124,6 +124,18 @@ fn a_dead_l1_is_noticed(_: &mut Story) -> anyhow::Result<()> {
     let copied = l1.shell(&copy).run(SHORT)?;
     ensure!(copied.status.success(), "{copied}");
 
+    // One whose processor stands still answers again when it is too late for whoever waited.
+    l1.check()?;
+    let lockup = "<0>watchdog: BUG: soft lockup - CPU#0 stuck for 114s! [vcpu0:220]";
+    let said = l1
+        .shell(&format!("echo '{lockup}' >/dev/kmsg"))
+        .run(SHORT)?;
+    ensure!(said.status.success(), "{said}");
+    match l1.check() {
+        Err(bed::Error::BedDied { reason, .. }) if reason.contains("stuck for 114s") => {}
+        other => bail!("an L1 that stood still gives {other:?}"),
+    }
+
     let mut waiting = l1.shell("echo begun; sleep 100").spawn()?;
     waiting.expect("begun", SHORT)?;
     let panic = l1.shell("echo c > /proc/sysrq-trigger").spawn();

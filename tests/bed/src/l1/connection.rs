@@ -23,6 +23,9 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(60);
 /// Most bytes kept of one stream of one process; what comes after is dropped.
 const STREAM_MAX: usize = 64 << 20;
 
+/// What L1's kernel says where its processor did nothing else for a long time.
+const LOCKUP: &str = "BUG: soft lockup";
+
 /// Processes whose last words are kept.
 const TRAIL_MAX: usize = 6;
 
@@ -232,6 +235,18 @@ impl Connection {
         match self.wait(PING_DEADLINE, |state| state.done.remove(&id))? {
             Some(_) => Ok(()),
             None => Err(self.died(&format!("it did not answer within {PING_DEADLINE:?}"))),
+        }
+    }
+
+    /// Fails where L1's kernel has found that its processor did nothing else for a long time.
+    ///
+    /// That was seen: the timer's interrupts of an L1 stop while its guest runs, for minutes, and with
+    /// them all that L1 does but the guest's processor that happens to run. No program in L1 can do that
+    /// to a kernel.
+    pub(crate) fn expect_no_lockup(&self) -> Result<()> {
+        match self.console().lines().find(|line| line.contains(LOCKUP)) {
+            Some(line) => Err(self.died(&format!("its processor stood still ({})", line.trim()))),
+            None => Ok(()),
         }
     }
 

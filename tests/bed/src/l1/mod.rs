@@ -227,9 +227,10 @@ impl L1 {
         Ok(here)
     }
 
-    /// Whether the L1 answers; an [`Error::BedDied`] when not.
+    /// Whether the L1 answers, and its processor has never stood still; an [`Error::BedDied`] when not.
     pub fn check(&self) -> Result<()> {
-        self.connection.ping()
+        self.connection.ping()?;
+        self.connection.expect_no_lockup()
     }
 
     /// Copies a local file to `remote`, keeping its permissions; runs of zeros stay holes.
