@@ -40,11 +40,16 @@ fn lies(story: &mut Story) -> anyhow::Result<()> {
 fn lied_to(story: &Story, seed: u64) -> anyhow::Result<()> {
     let stock = Stock::new(story, Series::Linux7).our_modules();
     let mut linux = stock.lied_to(seed).boot()?;
+    let rounds = story.count(3, 40);
     let mut there = 0;
-    for _ in 0..story.count(3, 40) {
+    for _ in 0..rounds {
         there += round(&mut linux)?;
     }
-    ensure!(there > 0, "no device was there at the end of any round");
+    // Lies may take the disk from the guest, but not each time; nothing takes the console.
+    ensure!(
+        there > rounds,
+        "there were {there} devices at the ends of {rounds} rounds"
+    );
     let expected = [&TAINTED[..], &ERRORS].concat();
     linux.expect_clean_log_but(&expected)?;
     linux.power_off()?;
@@ -53,7 +58,7 @@ fn lied_to(story: &Story, seed: u64) -> anyhow::Result<()> {
 
 /// Loads the modules, uses the devices while they are lied to, and unloads them. Returns how many
 /// devices there were.
-fn round(linux: &mut Linux) -> anyhow::Result<u32> {
+fn round(linux: &mut Linux) -> anyhow::Result<u64> {
     for name in NAMES {
         linux.sh(&format!("insmod /modules/{name}.ko"))?;
     }
