@@ -1,8 +1,7 @@
 //! The other ends of the serial ports: streams of this process, or files.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use host_vsp::files::OutputFile;
@@ -10,9 +9,6 @@ use host_vsp::output::Output;
 use host_vsp::serial::Serial;
 
 use crate::cli;
-
-/// How long input for a port waits for the guest to take some, before it looks again.
-const PATIENCE: Duration = Duration::from_millis(5);
 
 /// Where a port is to lead; a file is open already.
 pub struct Com {
@@ -51,25 +47,9 @@ impl Com {
             let serial = Arc::clone(serial);
             std::thread::Builder::new()
                 .name("serial-in".into())
-                .spawn(move || read(&serial))
+                .spawn(move || serial.take_all(io::stdin().lock()))
                 .context("no thread for a serial port")?;
         }
         Ok(output)
-    }
-}
-
-/// Carries stdin to the port until it ends.
-fn read(serial: &Serial) {
-    let mut buffer = [0; 256];
-    let mut stdin = io::stdin().lock();
-    while let Ok(length @ 1..) = stdin.read(&mut buffer) {
-        let mut rest = &buffer[..length];
-        while !rest.is_empty() {
-            let taken = serial.input(rest);
-            rest = &rest[taken..];
-            if taken == 0 {
-                std::thread::sleep(PATIENCE);
-            }
-        }
     }
 }

@@ -3,8 +3,10 @@
 //! The registers are `vm-superio`'s, the interrupt line is ours. Bytes to the guest come from
 //! whoever holds the [`Serial`]; bytes from the guest go to a [`Write`].
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use vm_superio::Trigger;
 use vm_superio::serial::NoEvents;
@@ -36,6 +38,9 @@ const NOTHING: u8 = 1;
 const SENT: u8 = 2;
 /// Identification: there is data from outside.
 const RECEIVED: u8 = 4;
+
+/// How long input waits for the guest to take some, before it looks again.
+const PATIENCE: Duration = Duration::from_millis(5);
 
 /// Where the guest's bytes go. Writing must not wait for a reader, since a processor does it: see
 /// [`output::Output`](crate::output::Output) for one that does not.
@@ -192,6 +197,22 @@ impl Serial {
         taken
     }
 
+    /// Carries `input` to the guest until it ends or fails, for a thread of its own: it waits for the
+    /// guest to take what its queue has no room for.
+    pub fn take_all(&self, mut input: impl Read) {
+        let mut buffer = [0; 256];
+        while let Ok(length @ 1..) = input.read(&mut buffer) {
+            let mut rest = &buffer[..length];
+            while !rest.is_empty() {
+                let taken = self.input(rest);
+                rest = &rest[taken..];
+                if taken == 0 {
+                    thread::sleep(PATIENCE);
+                }
+            }
+        }
+    }
+
     /// From now on what the guest sends goes to `output`.
     pub fn set_output(&self, output: Output) {
         *self.port().registers.writer_mut() = output;
@@ -209,10 +230,14 @@ impl Serial {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Instant;
 
     use proptest::prelude::*;
 
     use super::*;
+
+    /// For two thousand bytes through a queue of 64.
+    const LIMIT: Duration = Duration::from_secs(60);
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
@@ -226,6 +251,29 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn input_that_is_longer_than_the_queue_comes_whole_and_in_order() {
+        let sent: Vec<u8> = (0..2000).map(|number: u32| number as u8).collect();
+        let serial = Arc::new(Serial::new().unwrap());
+        let carries = {
+            let (serial, sent) = (Arc::clone(&serial), sent.clone());
+            thread::spawn(move || serial.take_all(sent.as_slice()))
+        };
+        let mut received = Vec::new();
+        let begun = Instant::now();
+        while received.len() < sent.len() {
+            assert!(begun.elapsed() < LIMIT, "{} bytes came", received.len());
+            let mut value = [0];
+            serial.read(LINE_STATUS, &mut value);
+            if value[0] & DATA_READY != 0 {
+                serial.read(DATA, &mut value);
+                received.push(value[0]);
+            }
+        }
+        assert_eq!(received, sent);
+        carries.join().unwrap();
     }
 
     #[test]

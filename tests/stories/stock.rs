@@ -46,8 +46,9 @@ const SHELL: &str = "stty -echo -onlcr; echo '@@ 'ready; \
 /// Where a guest whose root is an initramfs has Debian's programs.
 const CARRIED: &str = "root";
 
-/// Nothing but where the console is, and less on it.
-const COMMAND_LINE: &str = "console=ttyS0 quiet";
+/// Where the console is, and less on it. What guards against a processor's flaws is of no use where
+/// it is emulated, and takes a fifth of the time.
+const COMMAND_LINE: &str = "console=ttyS0 quiet mitigations=off";
 
 /// What every guest loads, as Debian's own initramfs does on Hyper-V.
 pub(crate) const MODULES: [&str; 5] = [
@@ -57,6 +58,9 @@ pub(crate) const MODULES: [&str; 5] = [
     "hv_utils",
     "hyperv_keyboard",
 ];
+
+/// The level of a warning; graver ones are less.
+const WARNING: u32 = 4;
 
 /// Words that begin a report of the kernel about its own state.
 const REPORTS: [&str; 6] = [
@@ -146,7 +150,7 @@ impl<'a> Stock<'a> {
         self
     }
 
-    /// Adds to the kernel's command line, which otherwise only says where the console is.
+    /// Adds to the kernel's command line.
     pub(crate) fn append(mut self, text: &str) -> Self {
         self.command_line.push(' ');
         self.command_line.push_str(text);
@@ -334,19 +338,21 @@ impl Linux {
 
     /// Like [`Linux::expect_clean_log`], but for lines with one of `expected` in them.
     pub(crate) fn expect_clean_log_but(&mut self, expected: &[&str]) -> anyhow::Result<()> {
-        let log = self.log()?;
+        let log = self.sh(&suspects())?;
         ensure!(log.contains("Linux version"), "no kernel log: {log}");
         let is_expected = |line: &str| expected.iter().any(|text| line.contains(text));
         let bad = log
             .lines()
             .filter(|line| is_bad(line) && !is_expected(line));
         let bad: Vec<&str> = bad.collect();
-        ensure!(
-            bad.is_empty(),
-            "the guest's kernel complains:\n{}",
+        if bad.is_empty() {
+            return Ok(());
+        }
+        let whole = self.log()?;
+        bail!(
+            "the guest's kernel complains:\n{}\nin its log:\n{whole}",
             bad.join("\n")
-        );
-        Ok(())
+        )
     }
 
     /// The process of `host-vsp`.
@@ -481,9 +487,17 @@ pub(crate) fn expect_on_host(story: &Story, disk: &str, sum: &str) -> anyhow::Re
     Ok(())
 }
 
+/// The command that prints the lines of the kernel's log that may be bad, and its first one. The serial
+/// port takes ten seconds and more for all of them.
+fn suspects() -> String {
+    format!(
+        "dmesg -r | awk -F '[<>]' '$2 % 8 <= {WARNING} || /Linux version|{}/'",
+        REPORTS.join("|")
+    )
+}
+
 /// Whether a line of the kernel's log must not be there in a run without faults.
 fn is_bad(line: &str) -> bool {
-    const WARNING: u32 = 4;
     let level = line
         .strip_prefix('<')
         .and_then(|rest| rest.split_once('>')?.0.parse::<u32>().ok())

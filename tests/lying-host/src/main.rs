@@ -9,17 +9,15 @@ mod devices;
 mod liar;
 mod lies;
 
-use std::io::{self, Read as _};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use host_vsp::boot::{Payload, Protocol};
 use host_vsp::machine::{Config, Machine, OnReset, open_kvm};
 use host_vsp::output::Output;
 use host_vsp::platform;
-use host_vsp::serial::Serial;
 
 /// The command line is `host-vsp`'s, as far as it goes.
 #[derive(Parser)]
@@ -80,26 +78,11 @@ fn main() -> anyhow::Result<()> {
     let output = Output::new(io::stdout())?;
     machine.serial().set_output(Box::new(output.clone()));
     let serial = Arc::clone(machine.serial());
-    std::thread::spawn(move || type_to(&serial));
+    std::thread::spawn(move || serial.take_all(io::stdin().lock()));
     for device in devices::all(options.seed, options.cpus)? {
         machine.bus().offer(device)?;
     }
     machine.run()?;
     output.drain();
     Ok(())
-}
-
-/// Carries standard input to the guest until it ends.
-fn type_to(serial: &Serial) {
-    let mut buffer = [0; 256];
-    while let Ok(length @ 1..) = io::stdin().lock().read(&mut buffer) {
-        let mut rest = buffer.get(..length).unwrap_or_default();
-        while !rest.is_empty() {
-            let taken = serial.input(rest);
-            rest = rest.get(taken..).unwrap_or_default();
-            if taken == 0 {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
-    }
 }

@@ -4,9 +4,9 @@
 mod built;
 mod kernel_dir;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 pub use kernel_dir::KernelDir;
@@ -33,6 +33,8 @@ pub struct Modules {
     pub files: Vec<PathBuf>,
     /// Rust symbols of the kernel that they need; it has all of them.
     pub rust_symbols: usize,
+    /// As long as it is open, no other process builds there.
+    _lock: Arc<File>,
 }
 
 /// Where the modules for the kernel `release` go, unless somebody says otherwise.
@@ -70,6 +72,10 @@ pub fn build(kernel: &KernelDir, out: &Path) -> Result<Modules> {
     for path in [&tree, &out] {
         module_kit::check_path(path)?;
     }
+    let lock = out.join(".lock");
+    let lock = File::create(&lock)
+        .and_then(|file| file.lock().map(|()| file))
+        .at(&lock)?;
     let step = Step::begin(format!("building the modules for Linux {release}"), 0);
     let mut make = kernel.make(&tree, &tree.join("linux-module"), &out);
     let jobs = thread::available_parallelism().map_or(1, usize::from);
@@ -92,5 +98,6 @@ pub fn build(kernel: &KernelDir, out: &Path) -> Result<Modules> {
         dir: out,
         files,
         rust_symbols,
+        _lock: Arc::new(lock),
     })
 }
