@@ -81,6 +81,10 @@ pub const BARE_METAL: [&str; 2] = [GUEST_KERNEL, EXAMPLE_KERNELS];
 const GUEST_KERNEL: &str = "guest-kernel";
 const EXAMPLE_KERNELS: &str = "example-kernels";
 
+/// The folder of these packages in the target directory: of one, so that what they share, the standard
+/// library before all, is built once.
+const BARE_METAL_DIR: &str = "bare-metal";
+
 /// The manifest of the package that makes `guest-kernel` a UEFI file.
 pub const UEFI_MANIFEST: &str = "guest-kernel/uefi/Cargo.toml";
 
@@ -127,7 +131,7 @@ fn bare_metal_binary(package: &str, name: &str) -> Result<PathBuf> {
     command.arg("--release");
     run(&format!("building {package}"), &mut command)?;
     Ok(target_dir()
-        .join(package)
+        .join(BARE_METAL_DIR)
         .join(rust_src::TARGET)
         .join("release")
         .join(name))
@@ -140,7 +144,9 @@ pub fn bare_metal_cargo(package: &str, subcommand: &str) -> Result<Command> {
         .arg(subcommand)
         .current_dir(workspace().join(package));
     rust_src::bare_metal_route()?.apply(&mut command);
-    command.arg("--target-dir").arg(target_dir().join(package));
+    command
+        .arg("--target-dir")
+        .arg(target_dir().join(BARE_METAL_DIR));
     Ok(command)
 }
 
