@@ -69,6 +69,9 @@ pub(crate) struct Console {
     channel: Channel<Signals>,
     #[pin]
     input: Mutex<Input>,
+    /// What is being read.
+    #[pin]
+    piece: Mutex<KVec<u8>>,
     /// The packet that is being sent.
     #[pin]
     output: Mutex<KVec<u8>>,
@@ -88,12 +91,14 @@ impl Console {
             bytes: KVVec::with_capacity(MAX_DATA, GFP_KERNEL)?,
             read: 0,
         };
+        let piece = KVec::from_elem(0, MAX_DATA, GFP_KERNEL)?;
         let output = KVec::from_elem(0, HEADER + MAX_DATA, GFP_KERNEL)?;
         let channel = Channel::open(dev, &OPTIONS, Signals::new())?;
         Arc::pin_init(
             try_pin_init!(Self {
                 channel,
                 input <- new_mutex!(input),
+                piece <- new_mutex!(piece),
                 output <- new_mutex!(output),
             }),
             GFP_KERNEL,
@@ -124,20 +129,31 @@ impl Console {
         }
     }
 
-    /// Copies what there is to be read now.
+    /// Copies what there is to be read now, no more than a packet's data.
     fn take(&self, to: &mut IovIterDest<'_>) -> Result<usize> {
-        let mut input = self.input.lock();
-        if input.unread().is_empty() {
-            if let Some(access) = self.channel.access() {
-                input.fill(&access, 1);
+        // One reader at a time. The reader's memory may keep it waiting for as long as somebody likes, but
+        // not who needs the input to let the device go.
+        let mut piece = self.piece.lock();
+        let length = {
+            let mut input = self.input.lock();
+            if input.unread().is_empty() {
+                if let Some(access) = self.channel.access() {
+                    input.fill(&access, 1);
+                }
             }
-        }
-        let copied = to.copy_to_iter(input.unread());
-        if copied == 0 && !input.unread().is_empty() {
+            input.peek(&mut piece)
+        };
+        let copied = to.copy_to_iter(piece.get(..length).unwrap_or_default());
+        if copied == 0 && length > 0 {
             return Err(EFAULT);
         }
-        input.read += copied;
+        self.input.lock().read += copied;
         Ok(copied)
+    }
+
+    fn has_packets(&self) -> bool {
+        let access = self.channel.access();
+        access.is_some_and(|access| access.has_packets())
     }
 
     /// Sends one packet of what is to be written, if it has room: all that is left, or the largest.
@@ -168,18 +184,24 @@ impl Console {
             return Ok(true);
         }
         access.want_room(LARGEST as u32);
-        // The host may have made room just before it could see the wish.
-        let has_room = access.room() > needed;
-        if has_room {
-            access.want_room(0);
-        }
-        Ok(has_room)
+        // The host may have made room just before it could see the wish. That stays even so: somebody else
+        // may be waiting for it.
+        Ok(access.room() > needed)
     }
 }
 
 impl Input {
     fn unread(&self) -> &[u8] {
         self.bytes.get(self.read..).unwrap_or_default()
+    }
+
+    /// Copies the beginning of what is unread to `piece`; returns how many bytes.
+    fn peek(&self, piece: &mut [u8]) -> usize {
+        let length = self.unread().len().min(piece.len());
+        if let (Some(to), Some(from)) = (piece.get_mut(..length), self.unread().get(..length)) {
+            to.copy_from_slice(from);
+        }
+        length
     }
 
     /// Takes packets until at least `wanted` bytes are unread, or the ring is empty. What is no data
@@ -230,7 +252,13 @@ impl CharDevice for Console {
             if !may_wait {
                 return Err(EAGAIN);
             }
-            self.signals().wait(seen)?;
+            if self.has_packets() {
+                // All there was until now was no data, and the host does not signal what it puts into a
+                // ring that has something in it.
+                self.signals().pause()?;
+            } else {
+                self.signals().wait(seen)?;
+            }
         }
         Ok(0)
     }
@@ -262,8 +290,7 @@ impl CharDevice for Console {
         let mut ready = 0;
         let gone = self.signals().is_gone();
         let unread = !self.input.lock().unread().is_empty();
-        let arrived = self.channel.access().is_some_and(|it| it.has_packets());
-        if gone || unread || arrived {
+        if gone || unread || self.has_packets() {
             ready |= bindings::POLLIN | bindings::POLLRDNORM;
         }
         if gone {

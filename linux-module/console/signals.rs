@@ -8,6 +8,7 @@ use kernel::{
     prelude::*,
     sync::{
         poll::PollCondVar,
+        CondVarTimeoutResult,
         SpinLockIrq, //
     }, //
 };
@@ -87,6 +88,15 @@ impl Signals {
             }
         }
         Ok(())
+    }
+
+    /// Lets others run for a moment, before somebody looks again who has nothing to wait for.
+    pub(crate) fn pause(&self) -> Result {
+        let mut state = self.state.lock();
+        match self.changed.wait_interruptible_timeout(&mut state, 1) {
+            CondVarTimeoutResult::Signal { .. } => Err(ERESTARTSYS),
+            _ => Ok(()),
+        }
     }
 
     /// What is to be polled.

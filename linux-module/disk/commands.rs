@@ -3,7 +3,9 @@
 //! Commands of the driver's own: the conversation with the controller, and with its units.
 
 use kernel::prelude::*;
-use kernel::time::msecs_to_jiffies;
+use kernel::sync::Arc;
+use kernel::time::delay::fsleep;
+use kernel::time::{msecs_to_jiffies, Delta};
 use vmbus_proto::scsi::Cdb;
 use vmbus_proto::storvsp::{
     status, ChannelProperties, Operation as Wire, ProtocolVersion, Srb, VstorPacket, DATA_IN,
@@ -14,15 +16,23 @@ use crate::blk::{CommandQueue, DeviceMemory};
 use crate::operations::{Command, DiskOperations};
 use crate::outcome::{outcome, Outcome};
 use crate::port::Port;
+use crate::scan::Scan;
 
 /// How long a command may take, in milliseconds.
 const TIMEOUT: u32 = 30_000;
 
-/// How often a command is sent, where the unit has news each time.
+/// How often a command is sent, where the unit has news each time, or cannot take it.
 const ATTEMPTS: u32 = 5;
 
+/// How long a command waits that the unit cannot take.
+const LATER: Delta = Delta::from_millis(200);
+
 /// Who carries commands out.
-pub(crate) struct Commands(pub(crate) CommandQueue<DiskOperations>);
+pub(crate) struct Commands {
+    pub(crate) queue: CommandQueue<DiskOperations>,
+    /// Nothing is sent any more when it is stopped.
+    pub(crate) scan: Arc<Scan>,
+}
 
 impl Commands {
     /// The conversation that begins every use of a controller; returns what it says of itself.
@@ -72,6 +82,10 @@ impl Commands {
 
     /// Sends a SCSI command to a unit, again while that has news; the data goes to `data`. Returns how
     /// many bytes.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT` where the host does not answer, `ECANCELED` where the driver is to stop, and what the
+    /// unit says.
     pub(crate) fn scsi(&self, lun: u8, cdb: Cdb, data: &mut [u8]) -> Result<usize> {
         let length = data.len().min(DeviceMemory::SIZE) as u32;
         let direction = if length == 0 { DATA_NONE } else { DATA_IN };
@@ -85,6 +99,7 @@ impl Commands {
                     return Ok(memory.map_or(0, |memory| memory.read(data)));
                 }
                 Outcome::Again => {}
+                Outcome::Busy => fsleep(LATER),
                 Outcome::Failed(error) => return Err(error),
             }
         }
@@ -97,11 +112,14 @@ impl Commands {
         packet: &VstorPacket,
         length: u32,
     ) -> Result<(VstorPacket, Option<DeviceMemory>)> {
+        if self.scan.is_stopped() {
+            return Err(ECANCELED);
+        }
         let memory = match length {
             0 => None,
             _ => Some(DeviceMemory::new(GFP_KERNEL)?),
         };
-        let (result, (answer, memory)) = self.0.execute(
+        let (result, (answer, memory)) = self.queue.execute(
             msecs_to_jiffies(TIMEOUT) as u32,
             |kept| {
                 kept.command = Some(Command {

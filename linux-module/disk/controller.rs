@@ -78,7 +78,10 @@ impl Controller {
             GFP_KERNEL,
         )?;
         let commands = CommandQueue::new(tags.clone(), &COMMANDS, target)?;
-        let commands = Commands(commands);
+        let commands = Commands {
+            queue: commands,
+            scan: scan.clone(),
+        };
         let properties = commands.initialize(&port)?;
         let channels = Channels::open_further(
             channel.clone(),
@@ -115,13 +118,14 @@ impl Controller {
             GFP_KERNEL,
         )?;
         controller.scan();
-        controller.scan.set(Some(controller.clone()));
+        controller.scan.begin(controller.clone());
         // What the host has said before that is seen now.
         controller.port.request_scan();
         Ok(controller)
     }
 
-    /// Brings the kernel's disks in line with the controller's units.
+    /// Brings the kernel's disks in line with the controller's units, as far as the host answers and
+    /// nobody stops it.
     pub(crate) fn scan(&self) {
         let mut units = self.units.lock();
         let mut there = [false; 256];
@@ -129,12 +133,28 @@ impl Controller {
             // Nobody knows, so nothing has changed.
             return;
         }
-        units.retain(|unit| there[usize::from(unit.address.lun)] && self.is_same(unit));
-        for unit in units.iter_mut() {
-            there[usize::from(unit.address.lun)] = false;
-            self.look_at_size(unit);
-        }
+        let mut answers = true;
+        units.retain(|unit| {
+            let there = &mut there[usize::from(unit.address.lun)];
+            if !*there || !answers {
+                return *there;
+            }
+            match self.is_same(unit) {
+                Ok(is_same) => {
+                    // What has taken a unit's place is one to be added.
+                    *there = !is_same;
+                    is_same
+                }
+                Err(_) => {
+                    answers = false;
+                    true
+                }
+            }
+        });
         for lun in 0..=u8::MAX {
+            if !answers {
+                return;
+            }
             if !there[usize::from(lun)] {
                 continue;
             }
@@ -143,6 +163,7 @@ impl Controller {
                 .and_then(|unit| unit.map_or(Ok(()), |unit| Ok(units.push(unit, GFP_KERNEL)?)));
             if let Err(error) = added {
                 dev_warn!(&self.device, "unit {} is of no use: {:?}\n", lun, error);
+                answers = !is_silence(error);
             }
         }
     }
@@ -203,27 +224,29 @@ impl Controller {
         }))
     }
 
-    /// Whether a unit is a disk still.
-    fn is_same(&self, unit: &Unit) -> bool {
-        !matches!(unit::size(&self.commands, unit.address.lun), Err(ENODEV))
-    }
-
-    /// A unit may have grown.
-    fn look_at_size(&self, unit: &mut Unit) {
-        let Ok((sectors, block)) = unit::size(&self.commands, unit.address.lun) else {
-            return;
+    /// Whether a unit is the same disk still, which may have grown; an error where nobody answers.
+    fn is_same(&self, unit: &mut Unit) -> Result<bool> {
+        let (sectors, block) = match unit::size(&self.commands, unit.address.lun) {
+            Ok(size) => size,
+            Err(ENODEV) => return Ok(false),
+            Err(error) if is_silence(error) => return Err(error),
+            // A unit in trouble is there.
+            Err(_) => return Ok(true),
         };
-        let is_same_block = block >> 9 == 1 << unit.address.block_shift;
-        if is_same_block && sectors != unit.sectors {
+        if block >> 9 != 1 << unit.address.block_shift {
+            return Ok(false);
+        }
+        if sectors != unit.sectors {
             unit.disk.set_sectors(sectors);
             unit.sectors = sectors;
         }
+        Ok(true)
     }
 
     /// The driver is about to lose the device: takes the disks from the kernel. What was not written
     /// yet is, unless the host is gone already.
     pub(crate) fn stop(&self) {
-        self.scan.set(None);
+        self.scan.stop();
         let port = &self.port;
         let is_gone = self
             .channel
@@ -248,6 +271,11 @@ impl Controller {
             );
         }
     }
+}
+
+/// Whether the host has said nothing, or was not asked: it is not to be asked the next thing then.
+fn is_silence(error: Error) -> bool {
+    error == ETIMEDOUT || error == ECANCELED
 }
 
 /// What the driver's own commands may be like: nothing of it matters to them.

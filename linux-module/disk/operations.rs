@@ -28,6 +28,10 @@ const MAX_PAGES: usize = (MAX_TRANSFER / PAGE) as usize + 1;
 /// How often a command is sent, where the unit has news each time.
 const ATTEMPTS: u32 = 5;
 
+/// How long a command waits that the unit cannot take, in milliseconds, and how often it does.
+const LATER: usize = 100;
+const PATIENCE: u32 = 300;
+
 /// What a queue belongs to.
 pub(crate) struct Target {
     pub(crate) port: Arc<Port>,
@@ -63,6 +67,8 @@ pub(crate) struct Kept {
     pub(crate) memory: Option<DeviceMemory>,
     /// How often the request was sent, and is to be sent again.
     attempts: u32,
+    /// How often the unit could not take it.
+    refusals: u32,
 }
 
 /// The driver's side of blk-mq.
@@ -128,6 +134,7 @@ impl DiskOperations {
         // A discard's list was counted as moved.
         let length = bytes.unwrap_or(DeviceMemory::SIZE as u32);
         let attempts = request.data().attempts + 1;
+        let refusals = request.data().refusals + 1;
         let result = match outcome(&answer, length) {
             Outcome::Done(moved) if bytes.is_none_or(|bytes| bytes == moved) => Ok(()),
             // Less was moved than asked for, and nobody says which part.
@@ -136,9 +143,13 @@ impl DiskOperations {
                 request.data_mut().attempts = attempts;
                 // Its news may be of its size.
                 port.request_scan();
-                return request.requeue();
+                return request.requeue(0);
             }
-            Outcome::Again => Err(EIO),
+            Outcome::Busy if refusals < PATIENCE => {
+                request.data_mut().refusals = refusals;
+                return request.requeue(LATER);
+            }
+            Outcome::Again | Outcome::Busy => Err(EIO),
             Outcome::Failed(error) => Err(error),
         };
         finish(request, result);

@@ -11,8 +11,10 @@ use vmbus_proto::storvsp::{srb_status, VstorPacket};
 pub(crate) enum Outcome {
     /// It was carried out, and moved so many bytes.
     Done(u32),
-    /// The unit has news, or cannot now: the same command may be sent again.
+    /// The unit has news: the same command may be sent again.
     Again,
+    /// It cannot now: the same command may be sent again later.
+    Busy,
     /// It failed.
     Failed(Error),
 }
@@ -25,12 +27,15 @@ pub(crate) fn outcome(answer: &VstorPacket, length: u32) -> Outcome {
     let srb = answer.srb();
     let sense = Sense::parse(srb.sense());
     match (srb.srb_status & srb_status::MASK, srb.scsi_status, sense) {
-        (srb_status::SUCCESS, scsi_status::GOOD, _) => match srb.data_transfer_length.get() {
-            moved if moved <= length => Outcome::Done(moved),
-            // More than there is room for: nothing of it can be believed.
-            _ => Outcome::Failed(EIO),
-        },
-        (_, scsi_status::BUSY, _) => Outcome::Again,
+        // An overrun is also what Windows calls less data than there was room for.
+        (srb_status::SUCCESS | srb_status::DATA_OVERRUN, scsi_status::GOOD, _) => {
+            match srb.data_transfer_length.get() {
+                moved if moved <= length => Outcome::Done(moved),
+                // More than there is room for: nothing of it can be believed.
+                _ => Outcome::Failed(EIO),
+            }
+        }
+        (_, scsi_status::BUSY | scsi_status::TASK_SET_FULL, _) => Outcome::Busy,
         (_, _, Some(sense)) => reason(sense),
         (srb_status::INVALID_LUN | srb_status::INVALID_TARGET_ID, _, None) => {
             Outcome::Failed(ENODEV)

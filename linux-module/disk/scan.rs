@@ -4,6 +4,7 @@
 
 use kernel::new_mutex;
 use kernel::prelude::*;
+use kernel::sync::atomic::{AtomicFlag, Full, Relaxed};
 use kernel::sync::{Arc, Mutex};
 use kernel::workqueue::{impl_has_work, new_work, Work, WorkItem};
 
@@ -15,6 +16,8 @@ pub(crate) struct Scan {
     /// Whose, from the end of its probe until it is stopped.
     #[pin]
     controller: Mutex<Option<Arc<Controller>>>,
+    /// Whether it was stopped, for good.
+    stopped: AtomicFlag,
     #[pin]
     work: Work<Scan>,
 }
@@ -28,16 +31,28 @@ impl Scan {
         Arc::pin_init(
             pin_init!(Self {
                 controller <- new_mutex!(None),
+                stopped: AtomicFlag::new(false),
                 work <- new_work!("vmbus_disk::Scan"),
             }),
             GFP_KERNEL,
         )
     }
 
-    /// From now on units of this controller are looked at; of none, where there is none.
-    pub(crate) fn set(&self, controller: Option<Arc<Controller>>) {
-        let before = core::mem::replace(&mut *self.controller.lock(), controller);
+    /// From now on units of this controller are looked at.
+    pub(crate) fn begin(&self, controller: Arc<Controller>) {
+        *self.controller.lock() = Some(controller);
+    }
+
+    /// No units are looked at any more. A look that is under way asks the host for nothing from here on.
+    pub(crate) fn stop(&self) {
+        self.stopped.xchg(true, Full);
+        let before = self.controller.lock().take();
         drop(before);
+    }
+
+    /// Whether it was stopped.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Relaxed)
     }
 }
 

@@ -5,6 +5,7 @@
 use kernel::{
     device,
     devres::Devres,
+    page::PAGE_SIZE,
     prelude::*,
     sync::{
         rcu,
@@ -70,6 +71,19 @@ pub struct Options {
     pub max_packet: u32,
 }
 
+impl Options {
+    /// Whether a channel can be opened so; the kernel does not look at all of it.
+    pub(crate) fn check(&self) -> Result {
+        let page = PAGE_SIZE as u32;
+        let is_ring = |bytes: u32| bytes % page == 0 && bytes >= 2 * page;
+        let is_sound = is_ring(self.to_host)
+            && is_ring(self.to_guest)
+            && self.to_host.checked_add(self.to_guest).is_some()
+            && (DESCRIPTOR_SIZE as u32..=self.to_guest - page).contains(&self.max_packet);
+        is_sound.then_some(()).ok_or(EINVAL)
+    }
+}
+
 /// A device's channel, open until the driver loses the device or the last clone is dropped, of the
 /// device's other channels too.
 pub struct Channel<H: Handler> {
@@ -94,7 +108,8 @@ impl<H: Handler> Channel<H> {
     /// May sleep.
     ///
     /// # Errors
-    /// `EINVAL` for rings that are no whole pages, `EBUSY` where the channel has been opened already,
+    /// `EINVAL` for rings that are not two whole pages or more, and for a largest packet that is less than
+    /// a descriptor or does not fit in its ring; `EBUSY` where the channel has been opened already,
     /// `ENODEV` where the host has taken the device back, `EAGAIN` where the host has refused,
     /// `ENOMEM`.
     pub fn open(
@@ -102,6 +117,7 @@ impl<H: Handler> Channel<H> {
         options: &Options,
         handler: impl PinInit<H, Error>,
     ) -> Result<Self> {
+        options.check()?;
         let end = Arc::pin_init(
             End::new(Port::of(dev)?, handler),
             GFP_KERNEL, //

@@ -184,6 +184,11 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
             (*driver.get()).probe = Some(Self::probe);
             (*driver.get()).remove = Some(Self::remove);
             (*driver.get()).id_table = T::ID_TABLE.as_ptr();
+            // A probe waits for the host, which others need not do meanwhile. And the kernel has a place
+            // for sub-channels only after it has registered the device, which a probe on the way would
+            // hold up.
+            (*driver.get()).driver.probe_type =
+                kernel_bindings::probe_type_PROBE_PREFER_ASYNCHRONOUS;
         }
         // SAFETY: The caller keeps the driver where it is until `unregister`.
         to_result(unsafe {
@@ -489,7 +494,7 @@ impl<H: Handler> Opened<H> {
         unsafe { set_up(channel, mode, options.max_packet) };
         let context = Arc::as_ptr(end).cast_mut().cast();
         // SAFETY: The caller's promise: `context` is valid as long as the channel is open.
-        to_result(unsafe {
+        let opened = to_result(unsafe {
             bindings::vmbus_open(
                 channel,
                 options.to_host,
@@ -499,7 +504,13 @@ impl<H: Handler> Opened<H> {
                 Some(Self::callback),
                 context,
             )
-        })
+        });
+        if opened.is_err() {
+            // The kernel would call back still when the host signals, whether the channel is open or not.
+            // SAFETY: The channel is valid.
+            unsafe { bindings::vmbus_rust_reset_channel_cb(channel) };
+        }
+        opened
     }
 
     extern "C" fn callback(context: *mut c_void) {

@@ -23,4 +23,18 @@ u32 vmbus_rust_get_bytes_not_taken(struct vmbus_channel *channel)
 void vmbus_rust_set_pending_send_size(struct vmbus_channel *channel, u32 size)
 {
 	set_channel_pending_send_size(channel, size);
+	/* Who looks for room after this sees what the host has taken before it could see the wish. */
+	virt_mb();
+}
+
+/* No callback from now on; one that is under way has ended. */
+void vmbus_rust_reset_channel_cb(struct vmbus_channel *channel)
+{
+	unsigned long flags;
+
+	tasklet_disable(&channel->callback_event);
+	spin_lock_irqsave(&channel->sched_lock, flags);
+	channel->onchannel_callback = NULL;
+	spin_unlock_irqrestore(&channel->sched_lock, flags);
+	tasklet_enable(&channel->callback_event);
 }

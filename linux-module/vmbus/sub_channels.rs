@@ -107,8 +107,9 @@ impl<H: Handler> Wanted<H> {
 impl<H: Handler> Channel<H> {
     /// Asks the device for further channels by `ask`, which says how many it grants, and opens those
     /// that the host then offers, one for each of `handlers` at most. Waits until they have come, for
-    /// `timeout` or until there is a signal for the process. Returns what has come: there may be fewer,
-    /// or none.
+    /// `timeout` or until there is a signal for the process; but for as long as it takes where the host is
+    /// to answer the opening of one, as the kernel does everywhere. Returns what has come: there may be
+    /// fewer, or none.
     ///
     /// Each has rings and a processor of its own, and closes with this channel, on which this is to be
     /// called once.
@@ -116,7 +117,7 @@ impl<H: Handler> Channel<H> {
     /// May sleep.
     ///
     /// # Errors
-    /// Those of `ask`; `ENODEV` where this channel is not open any more, `ENOMEM`.
+    /// Those of `ask`; `EINVAL` as for [`Channel::open`], `ENODEV` where this channel is not open any more, `ENOMEM`.
     pub fn open_sub_channels(
         &self,
         options: &Options,
@@ -124,6 +125,7 @@ impl<H: Handler> Channel<H> {
         mut timeout: Jiffies,
         ask: impl FnOnce() -> Result<usize>,
     ) -> Result<KVec<Self>> {
+        options.check()?;
         let sub_channels = self.end().sub_channels();
         let most = handlers.len();
         sub_channels.state.lock().wanted = Some(Wanted {

@@ -74,7 +74,8 @@ pub(super) fn outcome(answer: &VstorPacket, length: u32) -> Result<u32, StorageE
     let sense = Sense::parse(srb.sense());
     let kind = srb.srb_status & srb_status::MASK;
     match (kind, srb.scsi_status, sense) {
-        (srb_status::SUCCESS, scsi_status::GOOD, _) => {
+        // An overrun is also what Windows calls less data than the buffer has.
+        (srb_status::SUCCESS | srb_status::DATA_OVERRUN, scsi_status::GOOD, _) => {
             let moved = srb.data_transfer_length.get();
             if moved > length {
                 let what = "more bytes moved than the buffer has";
@@ -84,5 +85,27 @@ pub(super) fn outcome(answer: &VstorPacket, length: u32) -> Result<u32, StorageE
         }
         (_, _, Some(sense)) => Err(StorageError::Device(sense)),
         (srb, scsi, None) => Err(StorageError::Status { srb, scsi }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmbus_proto::storvsp::{DATA_IN, Srb};
+
+    use super::*;
+
+    #[test]
+    fn less_data_than_asked_for_is_no_error_whatever_it_is_called() {
+        let asked = Srb::request(0, &[0x12], DATA_IN, 100);
+        let moved = |srb_status, moved| {
+            let srb = asked.answer(srb_status, scsi_status::GOOD, moved, &[]);
+            let answer = VstorPacket::execute_srb(&asked).answer(0).with_srb(&srb);
+            outcome(&answer, 100).ok()
+        };
+        for status in [srb_status::SUCCESS, srb_status::DATA_OVERRUN] {
+            assert_eq!(moved(status, 36), Some(36));
+            assert_eq!(moved(status, 101), None);
+        }
+        assert_eq!(moved(srb_status::ERROR, 36), None);
     }
 }

@@ -222,12 +222,19 @@ impl<T: Operations> Request<T> {
 }
 
 impl<T: Operations> Request<T> {
-    /// The request comes to [`Operations::queue`] again, soon.
+    /// The request comes to [`Operations::queue`] again, in `delay` milliseconds or sooner, where another
+    /// one is to.
     ///
     /// In any context.
-    pub(crate) fn requeue(self) {
-        // SAFETY: The driver owns the started request, and gives it away with this.
-        unsafe { bindings::blk_mq_requeue_request(self.into_raw(), true) };
+    pub(crate) fn requeue(self, delay: usize) {
+        let request = self.into_raw();
+        // SAFETY: The driver owns the started request.
+        let queue = unsafe { (*request).q };
+        // SAFETY: The driver gives the request away with this.
+        unsafe { bindings::blk_mq_requeue_request(request, false) };
+        // SAFETY: As blk-mq does itself: the queue stays as long as a request of it is not completed, which
+        // takes this one another way to the host and back, even where something else has it queued first.
+        unsafe { bindings::blk_mq_delay_kick_requeue_list(queue, delay) };
     }
 }
 

@@ -34,4 +34,6 @@ pub mod status {
     pub const CHECK_CONDITION: u8 = 0x02;
     /// Not now.
     pub const BUSY: u8 = 0x08;
+    /// Not now: the unit has as many commands as it takes.
+    pub const TASK_SET_FULL: u8 = 0x28;
 }
