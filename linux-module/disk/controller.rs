@@ -161,9 +161,13 @@ impl Controller {
             let added = self
                 .add(lun)
                 .and_then(|unit| unit.map_or(Ok(()), |unit| Ok(units.push(unit, GFP_KERNEL)?)));
-            if let Err(error) = added {
-                dev_warn!(&self.device, "unit {} is of no use: {:?}\n", lun, error);
-                answers = !is_silence(error);
+            match added {
+                Ok(()) => {}
+                Err(ECANCELED) => return,
+                Err(error) => {
+                    dev_warn!(&self.device, "unit {} is of no use: {:?}\n", lun, error);
+                    answers = !is_silence(error);
+                }
             }
         }
     }

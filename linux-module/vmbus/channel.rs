@@ -108,8 +108,8 @@ impl<H: Handler> Channel<H> {
     /// May sleep.
     ///
     /// # Errors
-    /// `EINVAL` for rings that are not two whole pages or more, and for a largest packet that is less than
-    /// a descriptor or does not fit in its ring; `EBUSY` where the channel has been opened already,
+    /// `EINVAL` for a ring that is not whole pages, two at least, and for a largest packet that is smaller
+    /// than a descriptor or has no room in its ring; `EBUSY` where the channel has been opened already,
     /// `ENODEV` where the host has taken the device back, `EAGAIN` where the host has refused,
     /// `ENOMEM`.
     pub fn open(

@@ -87,7 +87,11 @@ pub(crate) fn tool(name: &str, version: &str) -> anyhow::Result<PathBuf> {
         command
             .args(["install", "--locked", "--version", version, name, "--root"])
             .arg(&root)
-            .env_remove("CARGO_TARGET_DIR");
+            .env_remove("CARGO_TARGET_DIR")
+            // It runs for seconds, and would be built for minutes.
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
+            .env("CARGO_PROFILE_RELEASE_LTO", "off")
+            .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
         let title = format!("building {name} into the cache (once, some minutes)");
         run(&title, command)?;
     }
