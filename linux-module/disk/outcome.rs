@@ -27,7 +27,7 @@ pub(crate) fn outcome(answer: &VstorPacket, length: u32) -> Outcome {
     let srb = answer.srb();
     let sense = Sense::parse(srb.sense());
     match (srb.srb_status & srb_status::MASK, srb.scsi_status, sense) {
-        // An overrun is also what Windows calls less data than there was room for.
+        // Windows counts what was moved where it calls another amount than asked for an overrun, too.
         (srb_status::SUCCESS | srb_status::DATA_OVERRUN, scsi_status::GOOD, _) => {
             match srb.data_transfer_length.get() {
                 moved if moved <= length => Outcome::Done(moved),

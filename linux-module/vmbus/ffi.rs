@@ -184,9 +184,8 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
             (*driver.get()).probe = Some(Self::probe);
             (*driver.get()).remove = Some(Self::remove);
             (*driver.get()).id_table = T::ID_TABLE.as_ptr();
-            // A probe waits for the host, which others need not do meanwhile. And the kernel has a place
-            // for sub-channels only after it has registered the device, which a probe on the way would
-            // hold up.
+            // A probe waits for the host; and the kernel has a place for sub-channels only when it has
+            // registered the device, which a probe on the way would hold up.
             (*driver.get()).driver.probe_type =
                 kernel_bindings::probe_type_PROBE_PREFER_ASYNCHRONOUS;
         }

@@ -74,7 +74,7 @@ pub(super) fn outcome(answer: &VstorPacket, length: u32) -> Result<u32, StorageE
     let sense = Sense::parse(srb.sense());
     let kind = srb.srb_status & srb_status::MASK;
     match (kind, srb.scsi_status, sense) {
-        // An overrun is also what Windows calls less data than the buffer has.
+        // Windows counts what was moved where it calls another amount than asked for an overrun, too.
         (srb_status::SUCCESS | srb_status::DATA_OVERRUN, scsi_status::GOOD, _) => {
             let moved = srb.data_transfer_length.get();
             if moved > length {
