@@ -117,7 +117,8 @@ impl<H: Handler> Channel<H> {
     /// May sleep.
     ///
     /// # Errors
-    /// Those of `ask`; `EINVAL` as for [`Channel::open`], `ENODEV` where this channel is not open any more, `ENOMEM`.
+    /// Those of `ask`; `EINVAL` as for [`Channel::open`], `ENODEV` where this channel is not open any
+    /// more, `ENOMEM`.
     pub fn open_sub_channels(
         &self,
         options: &Options,

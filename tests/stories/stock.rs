@@ -491,7 +491,7 @@ pub(crate) fn expect_on_host(story: &Story, disk: &str, sum: &str) -> anyhow::Re
 /// port takes ten seconds and more for all of them.
 fn suspects() -> String {
     format!(
-        "dmesg -r | awk -F '[<>]' '$2 % 8 <= {WARNING} || /Linux version|{}/'",
+        "dmesg -r | awk -F '[<>]' '!/^</ || $2 % 8 <= {WARNING} || /Linux version|{}/'",
         REPORTS.join("|")
     )
 }

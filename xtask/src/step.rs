@@ -88,7 +88,7 @@ pub(crate) fn tool(name: &str, version: &str) -> anyhow::Result<PathBuf> {
             .args(["install", "--locked", "--version", version, name, "--root"])
             .arg(&root)
             .env_remove("CARGO_TARGET_DIR")
-            // It runs for seconds, and would be built for minutes.
+            // It would be built for longer than it ever runs.
             .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
             .env("CARGO_PROFILE_RELEASE_LTO", "off")
             .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
