@@ -39,7 +39,7 @@ fn works(story: &Story, linux: &mut Linux, series: Series) -> anyhow::Result<()>
     story.proves(series, Feature::DebianRoot);
 
     let report = linux.sh_within(
-        "fio --name=verified --filename=/root/data --size=60M --rw=randrw --bsrange=4k-64k --iodepth=16 \
+        "fio --name=verified --filename=/root/data --size=60M --rw=randrw --bs=4k --iodepth=16 \
          --numjobs=1 --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1 --fallocate=none",
         FIO,
     )?;
