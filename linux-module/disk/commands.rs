@@ -34,6 +34,11 @@ pub(crate) struct Commands {
     pub(crate) scan: Arc<Scan>,
 }
 
+/// Whether the host has said nothing, or was not asked: it is not to be asked the next thing then.
+pub(crate) fn is_silence(error: Error) -> bool {
+    error == ETIMEDOUT || error == ECANCELED
+}
+
 impl Commands {
     /// The conversation that begins every use of a controller; returns what it says of itself.
     pub(crate) fn initialize(&self, port: &Port) -> Result<ChannelProperties> {
@@ -104,6 +109,14 @@ impl Commands {
             }
         }
         Err(EIO)
+    }
+
+    /// The same for what a unit need not have: no bytes then. But a host's silence says nothing about it.
+    pub(crate) fn scsi_optional(&self, lun: u8, cdb: Cdb, data: &mut [u8]) -> Result<usize> {
+        match self.scsi(lun, cdb, data) {
+            Err(error) if !is_silence(error) => Ok(0),
+            moved => moved,
+        }
     }
 
     /// Sends a packet, with `length` bytes of memory, and waits for the answer.

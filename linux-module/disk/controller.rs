@@ -13,7 +13,7 @@ use vmbus_proto::scsi::{Cdb, ReportLuns};
 
 use crate::blk::{online_cpus, CommandQueue, Disk, Limits, TagSet};
 use crate::channels::{Channels, MAX_CHANNELS};
-use crate::commands::Commands;
+use crate::commands::{is_silence, Commands};
 use crate::operations::{Address, DiskOperations, Target, MAX_TRANSFER, PAGE};
 use crate::port::{ChannelEnd, Port, DEPTH};
 use crate::scan::Scan;
@@ -275,11 +275,6 @@ impl Controller {
             );
         }
     }
-}
-
-/// Whether the host has said nothing, or was not asked: it is not to be asked the next thing then.
-fn is_silence(error: Error) -> bool {
-    error == ETIMEDOUT || error == ECANCELED
 }
 
 /// What the driver's own commands may be like: nothing of it matters to them.

@@ -54,8 +54,8 @@ impl Identity {
             lun,
             block_shift: block.trailing_zeros() - SECTOR.trailing_zeros(),
         };
-        let mode = Mode::ask(commands, lun);
-        let limits = limits(commands, lun, shape, max_transfer, mode);
+        let mode = Mode::ask(commands, lun)?;
+        let limits = limits(commands, lun, shape, max_transfer, mode)?;
         Ok(Some(Self {
             address,
             options: DiskOptions {
@@ -125,7 +125,7 @@ struct Mode {
 }
 
 impl Mode {
-    fn ask(commands: &Commands, lun: u8) -> Self {
+    fn ask(commands: &Commands, lun: u8) -> Result<Self> {
         let mut data = [0; 192];
         let cdb = Cdb::ModeSense {
             long: false,
@@ -135,10 +135,10 @@ impl Mode {
             subpage: 0,
             allocation_length: data.len() as u16,
         };
-        let moved = commands.scsi(lun, cdb, &mut data).unwrap_or(0);
+        let moved = commands.scsi_optional(lun, cdb, &mut data)?;
         let data = data.get(..moved).unwrap_or_default();
         let Ok((header, rest)) = ModeHeader6::read_from_prefix(data) else {
-            return Self::default();
+            return Ok(Self::default());
         };
         let page = rest.get(header.block_descriptor_length.into()..);
         let write_cache = match page {
@@ -147,11 +147,11 @@ impl Mode {
             }
             _ => false,
         };
-        Self {
+        Ok(Self {
             read_only: header.device_specific & MODE_DEVICE_WRITE_PROTECT != 0,
             fua: header.device_specific & MODE_DEVICE_FUA != 0,
             write_cache,
-        }
+        })
     }
 }
 
@@ -161,21 +161,27 @@ fn product_data<'a>(
     lun: u8,
     page: u8,
     data: &'a mut [u8; 64],
-) -> Option<&'a [u8]> {
+) -> Result<Option<&'a [u8]>> {
     let cdb = Cdb::Inquiry {
         page: Some(page),
         allocation_length: data.len() as u16,
     };
-    let moved = commands.scsi(lun, cdb, data).ok()?;
-    let (told, rest) = VpdHeader::parse(data.get(..moved)?)?;
-    (told == page).then_some(rest)
+    let moved = commands.scsi_optional(lun, cdb, data)?;
+    let parsed = data.get(..moved).and_then(VpdHeader::parse);
+    Ok(parsed.and_then(|(told, rest)| (told == page).then_some(rest)))
 }
 
 /// What requests may be like.
-fn limits(commands: &Commands, lun: u8, shape: Shape, max_transfer: u32, mode: Mode) -> Limits {
+fn limits(
+    commands: &Commands,
+    lun: u8,
+    shape: Shape,
+    max_transfer: u32,
+    mode: Mode,
+) -> Result<Limits> {
     let block = shape.capacity.block_length;
     let mut data = [0; 64];
-    let told = product_data(commands, lun, vpd::BLOCK_LIMITS, &mut data)
+    let told = product_data(commands, lun, vpd::BLOCK_LIMITS, &mut data)?
         .and_then(|page| BlockLimits::read_from_prefix(page).ok())
         .map(|(limits, _)| limits)
         .unwrap_or_default();
@@ -186,7 +192,7 @@ fn limits(commands: &Commands, lun: u8, shape: Shape, max_transfer: u32, mode: M
     // Whole pages, and so whole blocks.
     let max_transfer = (max_transfer - max_transfer % PAGE).max(PAGE);
     let mut data = [0; 64];
-    let provisioning = product_data(commands, lun, vpd::LOGICAL_BLOCK_PROVISIONING, &mut data)
+    let provisioning = product_data(commands, lun, vpd::LOGICAL_BLOCK_PROVISIONING, &mut data)?
         .and_then(|page| LogicalBlockProvisioning::read_from_prefix(page).ok());
     let can_unmap = provisioning
         .is_some_and(|(page, _)| page.flags & LogicalBlockProvisioning::UNMAP != 0)
@@ -195,7 +201,7 @@ fn limits(commands: &Commands, lun: u8, shape: Shape, max_transfer: u32, mode: M
     let max_unmap = u64::from(told.max_unmap_blocks.get()) * u64::from(block);
     let max_unmap = max_unmap.min(u64::from(u32::MAX - u32::MAX % PAGE)) as u32;
     let granularity = told.optimal_unmap_granularity.get().saturating_mul(block);
-    Limits {
+    Ok(Limits {
         logical_block_size: block,
         physical_block_size: block << shape.physical_exponent.min(8),
         max_sectors: max_transfer / SECTOR,
@@ -209,5 +215,5 @@ fn limits(commands: &Commands, lun: u8, shape: Shape, max_transfer: u32, mode: M
         },
         write_cache: mode.write_cache,
         fua: mode.write_cache && mode.fua,
-    }
+    })
 }
